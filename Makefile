@@ -1,0 +1,34 @@
+# make demo   what a real model attends to            make test   every test
+# make lint   ruff and mypy, as CI runs them          make setup  only builds .venv (the others call it)
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint format clean
+setup: .venv/installed
+
+# One stamp: the second run only compares dates. constraints.txt says which versions were tested.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "regard needs Python 3.10 or newer; set PYTHON=...")'
+	@echo "regard: building .venv (PyTorch and transformers are large: a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/regard view "The animal didn't cross the street because it was too tired." \
+	                   "The animal didn't cross the street because it was too wide." --token it
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
