@@ -1,0 +1,195 @@
+"""A[…]: which parts stay lazy and which become numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regard.call import Axes, Call
+from regard.layout import Layout
+
+if TYPE_CHECKING:
+    from regard.attention import Attention
+
+Item: TypeAlias = "int | slice | Sequence[int] | Tensor"
+Index: TypeAlias = Any  # an Item, an Ellipsis or a tuple of them
+PAIRS = 128  # pairs of (query, key) that are looked up at once
+
+
+def select(A: Attention, index: Index) -> Any:
+    """The part of A that index names."""
+    items = _expanded(index, A.ndim)
+    *leading, rows, columns = items
+    part = _leading(A, leading) if any(not _is_all(item) for item in leading) else A
+    if isinstance(rows, slice) and isinstance(columns, slice):
+        return _columns(_rows(part, rows), columns)
+    if isinstance(rows, int):
+        row = _rows(part, [_place(rows, part.shape[-2], "queries")]).to_dense()[..., 0, :]
+        return row[..., columns]
+    if isinstance(rows, Tensor) and isinstance(columns, Tensor):
+        return _pairs(part, rows, columns)
+    if isinstance(rows, Tensor):
+        numbers = _columns(_rows(part, rows.flatten()), columns).to_dense()
+        return numbers.unflatten(-2, rows.shape) if rows.ndim != 1 else numbers
+    narrowed = _rows(part, rows)
+    if isinstance(columns, int):
+        return _columns(narrowed, [_place(columns, part.shape[-1], "keys")]).to_dense()[..., 0]
+    numbers = _columns(narrowed, columns.flatten()).to_dense()
+    return numbers.unflatten(-1, columns.shape) if columns.ndim != 1 else numbers
+
+
+def _is_all(item: Any) -> bool:
+    return isinstance(item, slice) and item == slice(None)
+
+
+def _expanded(index: Index, ndim: int) -> list[Any]:
+    """One int, slice or index tensor for each dimension."""
+    given = list(index) if isinstance(index, tuple) else [index]
+    dots = [n for n, item in enumerate(given) if item is Ellipsis]
+    if len(dots) > 1 or len(given) - len(dots) > ndim:
+        raise IndexError(f"A[…]: at most {ndim} indices and one ellipsis; got {index!r}.")
+    at = dots[0] if dots else len(given)
+    given[at : at + len(dots)] = [slice(None)] * (ndim - len(given) + len(dots))
+    items = [_item(item) for item in given]
+    picks = [n for n, item in enumerate(items) if isinstance(item, Tensor)]
+    if len(picks) > 1 and picks != [ndim - 2, ndim - 1]:
+        raise IndexError(
+            "A[…]: index tensors on more than one dimension go on queries and keys together, and nowhere else."
+        )
+    return items
+
+
+def _item(item: Any) -> int | slice | Tensor:
+    if isinstance(item, slice):
+        if item.step is not None and item.step < 1:
+            raise ValueError(f"A[…]: a slice must step forward; got step {item.step}.")
+        return item
+    if isinstance(item, bool) or item is None:
+        raise IndexError(f"A[…]: takes integers, slices, an ellipsis and index tensors; got {item!r}.")
+    if isinstance(item, Tensor | Sequence | np.ndarray) and not isinstance(item, str):
+        tensor = torch.as_tensor(item)
+        if tensor.dtype == torch.bool and tensor.ndim == 1:
+            tensor = tensor.nonzero()[:, 0]
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            if tensor.numel():
+                raise IndexError(
+                    f"A[…]: an index tensor holds integers; got {tensor.dtype} of shape {tuple(tensor.shape)}."
+                )
+            tensor = tensor.long()
+        return int(tensor) if tensor.ndim == 0 else tensor
+    try:
+        return int(item.__index__())
+    except AttributeError:
+        raise IndexError(f"A[…]: takes integers, slices, an ellipsis and index tensors; got {item!r}.") from None
+
+
+def _place(index: int, size: int, axis: str) -> int:
+    if not -size <= index < size:
+        raise IndexError(f"A[…]: index {index} is out of range for {size} {axis}.")
+    return index % size
+
+
+def _places(items: Tensor | list[int], size: int, axis: str) -> list[int]:
+    return [_place(int(i), size, axis) for i in (items.tolist() if isinstance(items, Tensor) else items)]
+
+
+def _chosen(axis: Sequence[int], places: slice | list[int]) -> Sequence[int]:
+    """A slice of a range is a range; anything else becomes a tuple."""
+    return axis[places] if isinstance(places, slice) else tuple(axis[p] for p in places)
+
+
+def _taken(tensor: Tensor, dim: int, places: slice | list[int]) -> Tensor:
+    if isinstance(places, slice):
+        return tensor[(slice(None),) * dim + (places,)]
+    return tensor.index_select(dim, torch.tensor(places, dtype=torch.int64, device=tensor.device))
+
+
+def _rebuilt(A: Attention, call: Call, layout: Layout | None = None, take: Any = None) -> Attention:
+    """A on another call; what is known of the log-sum-exp is narrowed by take."""
+    from regard.attention import Attention
+
+    keep = (lambda t: t) if take is None else take
+    return Attention(
+        call.watching(),
+        layout or A.layout,
+        A.backend,
+        None if A.log_sum is None else keep(A.log_sum),
+        {name: keep(t) for name, t in A._found.items()},
+    )
+
+
+def _leading(A: Attention, items: list[Any]) -> Attention:
+    """Batch rows and heads: always lazy."""
+    layout, call = A.layout, A.call
+    items = [item.tolist() if isinstance(item, Tensor) else item for item in items]
+    batch_items = tuple(items if layout.heads is None else items[:-1])
+    batch = np.arange(call.shape[0]).reshape(layout.batch)[batch_items]
+    heads: Any = slice(None)
+    count = layout.heads
+    if layout.heads is not None:
+        picked = np.arange(layout.heads)[items[-1]]
+        count = None if picked.ndim == 0 else len(picked)
+        heads = items[-1] if isinstance(items[-1], slice) else np.atleast_1d(picked).tolist()
+    batches: Any = slice(None) if all(map(_is_all, batch_items)) else np.atleast_1d(batch).reshape(-1).tolist()
+
+    def narrowed(call: Call) -> Call:
+        axes = call.axes
+        return replace(
+            call,
+            query=_taken(_taken(call.query, 0, batches), 1, heads),
+            key=_heads_of_key(_taken(call.key, 0, batches), call.shape[1], heads),
+            axes=Axes(_chosen(axes.batch, batches), _chosen(axes.heads, heads), axes.queries, axes.keys),
+            whole=None if call.whole is None else narrowed(call.whole),
+        )
+
+    return _rebuilt(A, narrowed(call), Layout(batch.shape, count), lambda t: _taken(_taken(t, 0, batches), 1, heads))
+
+
+def _heads_of_key(key: Tensor, heads: int, picked: slice | list[int]) -> Tensor:
+    """The key heads that the picked heads meet: still grouped where whole groups were picked in order."""
+    if picked == slice(None):
+        return key
+    group = heads // max(key.shape[1], 1)
+    places = list(range(heads))[picked] if isinstance(picked, slice) else picked
+    meets = [p // group for p in places]
+    whole = [m for m in dict.fromkeys(meets) for _ in range(group)] == meets
+    return _taken(key, 1, list(dict.fromkeys(meets)) if whole else meets)
+
+
+def _rows(A: Attention, rows: slice | Tensor | list[int]) -> Attention:
+    if _is_all(rows):
+        return A
+    places = rows if isinstance(rows, slice) else _places(rows, A.shape[-2], "queries")
+
+    def narrowed(call: Call) -> Call:
+        axes = replace(call.axes, queries=_chosen(call.axes.queries, places))
+        whole = None if call.whole is None else narrowed(call.whole)
+        return replace(call, query=_taken(call.query, 2, places), axes=axes, whole=whole)
+
+    return _rebuilt(A, narrowed(A.call), take=lambda t: _taken(t, 2, places))
+
+
+def _columns(A: Attention, columns: slice | Tensor | list[int]) -> Attention:
+    """A part of the keys, which keeps the log-sum-exp of the whole."""
+    if _is_all(columns):
+        return A
+    places = columns if isinstance(columns, slice) else _places(columns, A.shape[-1], "keys")
+    call = A.call
+    axes = replace(call.axes, keys=_chosen(call.axes.keys, places))
+    return _rebuilt(A, replace(call, key=_taken(call.key, 2, places), axes=axes, whole=call.whole or call))
+
+
+def _pairs(A: Attention, rows: Tensor, columns: Tensor) -> Tensor:
+    """A[…, rows, columns] element by element: a few rows and columns at a time, of which the diagonal is kept."""
+    i, j = (x.flatten() for x in torch.broadcast_tensors(rows, columns))
+    shape = torch.broadcast_shapes(rows.shape, columns.shape)
+    found = [
+        _columns(_rows(A, i[n : n + PAIRS]), j[n : n + PAIRS]).to_dense().diagonal(dim1=-2, dim2=-1)
+        for n in range(0, max(len(i), 1), PAIRS)
+    ]
+    return torch.cat(found, -1).unflatten(-1, shape) if len(shape) != 1 else torch.cat(found, -1)

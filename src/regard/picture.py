@@ -1,0 +1,96 @@
+"""Pictures: a mask in text, a matrix as a small image in a notebook."""
+
+from __future__ import annotations
+
+import base64
+import html
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from regard.masks import EMPTY, FULL, MIXED, Box, Mask, grid
+
+if TYPE_CHECKING:
+    from regard.attention import Attention
+
+SYMBOLS = {EMPTY: "·", MIXED: "▒", FULL: "■"}
+LOOKED_AT = 1 << 12  # pairs that are evaluated at once to find out what a cell holds
+SWEEP_LIMIT = 1 << 31  # pairs that a notebook may compute to show a matrix unasked
+SIDE = 64  # bins of a thumbnail
+SHOWN = 16  # heads shown
+
+
+def draw_mask(
+    mask: Mask, rows: range, columns: range, offset: int, cells: int = 16, batch: int = 0, head: int = 0
+) -> str:
+    """The mask over rows × columns in at most cells × cells symbols; every cell is exact, none is guessed."""
+    tall, wide = (max(1, -(-len(n) // cells)) for n in (rows, columns))
+
+    def kind(rows: range, columns: range) -> int:
+        low_high = (np.array([n]) for axis in (rows, columns) for n in (axis[0], axis[-1]))
+        found = int(mask.box(Box((batch,), (head,), *low_high, offset, offset))[0])
+        if found != MIXED:
+            return found
+        if len(rows) * len(columns) <= LOOKED_AT:
+            device = next((t.device for t in mask.tensors()), torch.device("cpu"))
+            seen = mask.allows(*grid((batch,), (head,), rows, columns, device), offset)
+            return FULL if bool(seen.all()) else MIXED if bool(seen.any()) else EMPTY
+        first, *others = (kind(r, c) for r in _cut(rows) for c in _cut(columns))
+        return MIXED if first == MIXED or any(other != first for other in others) else first
+
+    lines = [
+        " ".join(SYMBOLS[kind(rows[i : i + tall], columns[j : j + wide])] for j in range(0, len(columns), wide))
+        for i in range(0, len(rows), tall)
+    ]
+    size = f"{len(rows)} queries × {len(columns)} keys"
+    return "\n".join([*lines, size if tall == wide == 1 else f"{size}, one cell = {tall} × {wide}"])
+
+
+def _cut(axis: range) -> list[range]:
+    middle = len(axis) // 2
+    return [axis[:middle], axis[middle:]] if middle else [axis]
+
+
+def html_of(attention: Attention) -> str:
+    """Thumbnails of the heads of the first batch row, each pooled to at most 64 × 64 and as dark as its weights."""
+    title = html.escape(repr(attention))
+    batch, heads, queries, keys = attention.call.shape
+    first = attention[(0,) * (attention.ndim - 3)] if attention.ndim > 3 else attention
+    if not all(attention.call.shape):
+        return f"<p><code>{title}</code>: nothing to draw.</p>"
+    if heads * queries * keys > SWEEP_LIMIT:
+        return f"<p><code>{title}</code>: too large to be drawn unasked; ask for A.pool((64, 64)).</p>"
+    bins = (min(SIDE, queries), min(SIDE, keys))
+    pooled = first.pool(bins).detach().float().reshape(heads, *bins).cpu().numpy()
+    figures = "".join(_figure(image, head) for head, image in enumerate(pooled[:SHOWN]))
+    more = "" if batch * heads <= SHOWN else f" (batch row 0, {min(heads, SHOWN)} of {heads} heads)"
+    note = f"mean weight in {bins[0]} × {bins[1]} bins; queries run down, keys across{more}"
+    return f"<div><code>{title}</code><br>{note}<div style='display:flex;flex-wrap:wrap;gap:8px'>{figures}</div></div>"
+
+
+def _figure(image: NDArray[np.float32], head: int) -> str:
+    top = float(image.max())
+    caption = f"head {head}: up to {top:.3g}"
+    dark = np.sqrt(image / top) if top > 0 else image
+    data = base64.b64encode(png(255 - np.round(255 * dark).astype(np.uint8))).decode()
+    return (
+        "<figure style='margin:0;text-align:center;font-size:smaller'>"
+        f"<img width=128 height=128 style='image-rendering:pixelated;border:1px solid #888' alt='{caption}' "
+        f"src='data:image/png;base64,{data}'><figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def png(grey: NDArray[np.uint8]) -> bytes:
+    """An 8-bit grey image as PNG (the format's own specification, without a plotting library)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width = grey.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in grey)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines, 9)) + chunk(b"IEND", b"")

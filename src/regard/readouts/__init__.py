@@ -1,0 +1,27 @@
+"""Questions about the matrix, one per file; A.read(…) answers several in the same sweeps."""
+
+from regard.readouts.base import Dense, FinishedReadout, OnlineReadout, Readout
+from regard.readouts.diagonal import Diagonal
+from regard.readouts.entropy import Entropy
+from regard.readouts.logsumexp import LogSumExp
+from regard.readouts.maximum import Max
+from regard.readouts.pool import Pool
+from regard.readouts.received import Received
+from regard.readouts.rows import Rows
+from regard.readouts.topk import Strongest, TopK
+
+__all__ = [
+    "Dense",
+    "Diagonal",
+    "Entropy",
+    "FinishedReadout",
+    "LogSumExp",
+    "Max",
+    "OnlineReadout",
+    "Pool",
+    "Readout",
+    "Received",
+    "Rows",
+    "Strongest",
+    "TopK",
+]

@@ -1,0 +1,182 @@
+"""What a readout is: a question about the matrix with an answer of size O(n), asked once and answered by every backend.
+
+An *online* readout is merged while the row sweep runs, before the log-sum-exp is known. A *finished* one is given tiles of
+exact weights, each visible tile once, in any order. Both say what they mean on a dense matrix (the specification), and,
+for the one backward that serves them all, what dL/dA they put on a tile.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from regard.call import Call
+
+Parts = tuple[Tensor, ...]  # the tensors of an answer, each (batch, heads, …)
+State = Any
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The whole matrix, as the reference hands it to a readout's definition."""
+
+    call: Call
+    scores: Float[Tensor, "batch heads queries keys"]  # -inf where hidden
+    weights: Float[Tensor, "batch heads queries keys"]
+    log_sum: Float[Tensor, "batch heads queries"]
+    seen: Bool[Tensor, "batch heads queries keys"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tile lies: slices of the call's batch rows, queries and keys; every head is in it."""
+
+    call: Call
+    batch: slice
+    rows: slice
+    columns: slice
+    hidden: Bool[Tensor, "#b #h r c"] | None  # None where every pair is seen
+
+    def of_rows(self, tensor: Tensor) -> Tensor:
+        """The tile's part of something (batch, heads, queries, …)."""
+        return tensor[self.batch, :, self.rows]
+
+    def of_columns(self, tensor: Tensor) -> Tensor:
+        """The tile's part of something (batch, heads, keys, …)."""
+        return tensor[self.batch, :, self.columns]
+
+
+@dataclass(frozen=True)
+class Scored(Place):
+    """A tile in the row sweep. weights = exp(centred), centred = scores - peak, peak the greatest score so far."""
+
+    scores: Float[Tensor, "b h r c"]
+    centred: Float[Tensor, "b h r c"]
+    weights: Float[Tensor, "b h r c"]
+    total: Float[Tensor, "b h r"]  # Σ weights
+    rise: Float[Tensor, "b h r"]  # how much the peak rose with this tile
+    rescale: Float[Tensor, "b h r"]  # exp(-rise): what the sums so far shrink by
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The end of a row sweep: weights of the matrix are factor · exp(score - peak)."""
+
+    call: Call
+    log_sum: Float[Tensor, "b h r"]
+    gap: Float[Tensor, "b h r"]  # log_sum - peak, 0 in empty rows
+    factor: Float[Tensor, "b h r"]  # exp(-gap), 0 in empty rows
+
+
+@dataclass(frozen=True)
+class Finished(Place):
+    """A tile of exact weights; log_weights is a large negative number where they are 0."""
+
+    weights: Float[Tensor, "b h r c"]
+    log_weights: Float[Tensor, "b h r c"]
+
+
+class Readout(ABC):
+    """A small frozen value. Subclasses are OnlineReadout or FinishedReadout."""
+
+    answer: ClassVar[type[Any] | None] = None  # a NamedTuple of the parts; None = one tensor
+    differentiable: ClassVar[tuple[bool, ...]] = (True,)  # per part
+    sweep: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """What the answer is called in a reading."""
+        return type(self).__name__.lower()
+
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        """Tensors that the question brings along, (batch, heads or fewer, …)."""
+        return ()
+
+    def with_operands(self, *operands: Tensor) -> Readout:
+        """The same question with other operands."""
+        return self
+
+    def public(self, parts: Parts) -> Any:
+        """The answer as the user gets it."""
+        return parts[0] if self.answer is None else self.answer(*parts)
+
+    @abstractmethod
+    def dense(self, matrix: Dense) -> Parts:
+        """The definition, on a dense matrix."""
+
+    @abstractmethod
+    def size(self, call: Call) -> int:
+        """How many numbers the answer has."""
+
+    def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor | float:
+        """dL/dA on a tile, given the gradients of the parts."""
+        raise NotImplementedError(f"{type(self).__name__} has no gradient.")
+
+    def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor | None:
+        """Σ_j A_ij dL/dA_ij, (batch, heads, queries), where it is known without a sweep."""
+        return None
+
+    def pull_operands(self, tile: Finished, grads: Parts, gradients: Parts) -> None:
+        """Adds the tile's share to the gradients of the operands."""
+
+
+class OnlineReadout(Readout):
+    """Merged while the row sweep runs: it rides the same walk as the output."""
+
+    sweep = "rows"
+
+    @abstractmethod
+    def start(self, place: Place) -> State:
+        """The state of a row of tiles before any key was seen."""
+
+    @abstractmethod
+    def merge(self, state: State, tile: Scored) -> State:
+        """The state with one more tile."""
+
+    @abstractmethod
+    def finish(self, state: State, end: Swept) -> Parts:
+        """The answer for the rows."""
+
+
+class FinishedReadout(Readout):
+    """Given exact weights, once the log-sum-exp is known."""
+
+    sweep = "columns"
+
+    @abstractmethod
+    def start(self, call: Call) -> State:
+        """The state before any tile was seen."""
+
+    @abstractmethod
+    def add(self, state: State, tile: Finished) -> None:
+        """Takes in one tile, in place."""
+
+    def touches(self, call: Call, rows: slice, columns: slice) -> bool:
+        """Whether a tile there can matter: tiles that matter to nobody are not computed."""
+        return True
+
+    def finish(self, state: State, call: Call) -> Parts:
+        """The answer, after every visible tile."""
+        return (state,)
+
+
+def rows_of(call: Call) -> int:
+    """Rows of the matrix over all batch rows and heads."""
+    batch, heads, queries, _ = call.shape
+    return batch * heads * queries
+
+
+def columns_of(call: Call) -> int:
+    """Columns of the matrix over all batch rows and heads."""
+    batch, heads, _, keys = call.shape
+    return batch * heads * keys
+
+
+def zeros(call: Call, *shape: int) -> Tensor:
+    """An accumulator of shape (batch, heads, *shape)."""
+    return call.query.new_zeros((*call.shape[:2], *shape), dtype=call.dtype)

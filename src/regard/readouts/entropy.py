@@ -1,0 +1,49 @@
+"""How spread out each row is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from regard.call import Call
+from regard.readouts.base import Dense, Finished, OnlineReadout, Parts, Place, Scored, Swept, rows_of
+
+LEAST = -1e4  # stands for ln 0: far below every logarithm whose weight is not 0
+
+
+@dataclass(frozen=True)
+class Entropy(OnlineReadout):
+    """-Σ_j A_ij ln A_ij in nats, (batch, heads, queries); 0 in an empty row.
+
+    Summed as Σ A (peak - score) + (lse - peak) Σ A, whose terms are all ≥ 0: nothing cancels, however large the scores.
+    """
+
+    def size(self, call: Call) -> int:
+        return rows_of(call)
+
+    def dense(self, matrix: Dense) -> Parts:
+        surprise = (matrix.log_sum[..., None] - matrix.scores).masked_fill(~matrix.seen, 0)
+        return ((matrix.weights * surprise).sum(-1),)
+
+    def start(self, place: Place) -> tuple[Tensor, Tensor]:
+        nothing = place.of_rows(place.call.query)[..., 0].new_zeros((), dtype=place.call.dtype)
+        shape = place.of_rows(place.call.query).shape[:3]
+        return nothing.expand(shape), nothing.expand(shape)
+
+    def merge(self, state: tuple[Tensor, Tensor], tile: Scored) -> tuple[Tensor, Tensor]:
+        below, total = state
+        here = (tile.weights * tile.centred.clamp_min(LEAST)).sum(-1)
+        return tile.rescale * (below + total * tile.rise) - here, tile.rescale * total + tile.total
+
+    def finish(self, state: tuple[Tensor, Tensor], end: Swept) -> Parts:
+        below, total = state
+        return (end.factor * (below + end.gap * total),)
+
+    def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
+        return tile.of_rows(grads[0])[..., None] * (-1 - tile.log_weights)
+
+    def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor | None:
+        if call.whole is not None:
+            return None  # the weights of a part of the keys do not sum to 1
+        return grads[0] * (parts[0] - 1)

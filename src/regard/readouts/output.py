@@ -1,0 +1,61 @@
+"""A @ v: the new embedding of every query, a weighted average of the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from regard.call import Call
+from regard.products import average, collect, dots
+from regard.readouts.base import Dense, Finished, OnlineReadout, Parts, Place, Readout, Scored, Swept, rows_of
+
+
+@dataclass(frozen=True, eq=False)
+class Output(OnlineReadout):
+    """Σ_j A_ij v_j, (batch, heads, queries, value_dim), in the value's dtype. Asked as A @ v or A.read(…, value=v)."""
+
+    value: Float[Tensor, "batch value_heads keys value_dim"]
+
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        return (self.value,)
+
+    def with_operands(self, *operands: Tensor) -> Readout:
+        return Output(*operands)
+
+    def size(self, call: Call) -> int:
+        return rows_of(call) * self.value.shape[-1]
+
+    def dense(self, matrix: Dense) -> Parts:
+        value = self.value.to(matrix.weights.dtype)
+        value = value.repeat_interleave(matrix.weights.shape[1] // max(value.shape[1], 1), dim=1)
+        bad = ~torch.isfinite(value)
+        clean = matrix.weights @ value.masked_fill(bad, 0)
+        reached = matrix.seen.to(clean.dtype) @ bad.to(clean.dtype) > 0
+        return (clean.masked_fill(reached, float("nan")).to(self.value.dtype),)
+
+    def start(self, place: Place) -> Tensor:
+        rows = place.of_rows(place.call.query).shape[:3]
+        return place.call.query.new_zeros((*rows, self.value.shape[-1]), dtype=place.call.dtype)
+
+    def merge(self, state: Tensor, tile: Scored) -> Tensor:
+        value = tile.of_columns(self.value).to(tile.weights.dtype)
+        return state.mul_(tile.rescale[..., None]).add_(average(tile.weights, value, tile.hidden))
+
+    def finish(self, state: Tensor, end: Swept) -> Parts:
+        return (state.mul_(end.factor[..., None]).to(self.value.dtype),)
+
+    def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
+        grad = tile.of_rows(grads[0]).to(tile.weights.dtype)
+        value = tile.of_columns(self.value).to(tile.weights.dtype)
+        return dots(grad, value)
+
+    def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor:
+        return (parts[0].to(call.dtype) * grads[0].to(call.dtype)).sum(-1)
+
+    def pull_operands(self, tile: Finished, grads: Parts, gradients: Parts) -> None:
+        grad = tile.of_rows(grads[0]).to(tile.weights.dtype)
+        tile.of_columns(gradients[0]).add_(collect(tile.weights, grad, tile.hidden, self.value.shape[1]))

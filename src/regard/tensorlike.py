@@ -1,0 +1,57 @@
+"""What an attention matrix shares with a tensor: reductions over queries and keys, torch.matmul, and clear refusals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regard import checks
+from regard.readouts import Max, Received
+
+if TYPE_CHECKING:
+    from regard.attention import Attention
+
+QUERIES, KEYS = -2, -1
+
+
+def sum_over(A: Attention, dim: int) -> Tensor:
+    allowed = {QUERIES: "over queries: what each key received", KEYS: "over keys"}
+    if checks.dimension("sum", dim, A.ndim, allowed, "slice the heads and read each of them") == QUERIES:
+        return A._one(Received())  # type: ignore[no-any-return]
+    return (A @ torch.ones(A.shape[-1], 1, dtype=A.call.dtype, device=A.device))[..., 0]
+
+
+def mean_over(A: Attention, dim: int) -> Tensor:
+    count = A.shape[dim] if isinstance(dim, int) and -A.ndim <= dim < A.ndim else 0
+    return sum_over(A, dim) / count
+
+
+def amax(A: Attention, dim: int) -> Tensor:
+    checks.dimension("amax", dim, A.ndim, {KEYS: "over keys"}, "A.pool(…, reduce='max')")
+    return A._one(Max()).values  # type: ignore[no-any-return]
+
+
+def argmax(A: Attention, dim: int) -> Tensor:
+    checks.dimension("argmax", dim, A.ndim, {KEYS: "over keys"}, "A.topk(k)")
+    return A._one(Max()).indices  # type: ignore[no-any-return]
+
+
+def torch_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """torch.matmul(A, v) is A @ v; torch.sum, mean, amax and argmax over queries or keys are the methods."""
+    from regard.attention import Attention
+
+    if func in (torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm):
+        first = args[0]
+        if func is not Tensor.__rmatmul__ and isinstance(first, Attention) and len(args) == 2:
+            return first @ args[1]
+        raise TypeError(checks.TENSOR_TIMES_MATRIX)
+    for name in ("sum", "mean", "amax", "argmax"):
+        if func is getattr(torch, name) and isinstance(args[0], Attention):
+            return getattr(args[0], name)(*args[1:], **kwargs)
+    name = getattr(func, "__name__", str(func))
+    raise checks.Unsupported(
+        f"torch.{name} does not know an attention matrix: ask it with its own methods (A @ v, A.mT @ r, A.read(…)), or "
+        "build it with A.to_dense()."
+    )
