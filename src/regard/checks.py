@@ -99,14 +99,19 @@ def mask_fits(mask: object, batch: int, heads: int, queries: int, keys: int, dev
         raise TypeError(
             f"attention: mask must be one of regard.masks, such as causal & padding(lengths); got {type(mask).__name__}."
         )
-    if misfits := mask.misfits(batch, heads, queries, keys):
-        raise ShapeError(
-            f"attention: {'; '.join(misfits)} (batch {batch}, heads {heads}, queries {queries}, keys {keys})."
-        )
+    mask_lies_on("attention", mask, batch, heads, queries, keys)
     for held in mask.tensors():
         if held.device != device:
             raise ValueError(f"attention: mask and query must be on one device; got {held.device} and {device}.")
     return mask
+
+
+def mask_lies_on(operation: str, mask: Mask, batch: int | None, heads: int | None, queries: int, keys: int) -> None:
+    """A mask whose tensors have that size; None = any."""
+    if misfits := mask.misfits(batch, heads, queries, keys):
+        sizes = {"batch": batch, "heads": heads, "queries": queries, "keys": keys}
+        given = ", ".join(f"{name} {size}" for name, size in sizes.items() if size is not None)
+        raise ShapeError(f"{operation}: {'; '.join(misfits)} ({given}).")
 
 
 def scale(value: float | None, dim: int) -> float:
@@ -124,7 +129,7 @@ def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> i
         return keys - queries
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype in (torch.bool, torch.complex64):
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(
             f"attention: offset must be None, an int or an integer tensor of shape (batch,); got {value!r}."
         )

@@ -23,69 +23,77 @@ PAIRS = 128  # pairs of (query, key) that are looked up at once
 
 def select(A: Attention, index: Index) -> Any:
     """The part of A that index names."""
-    items = _expanded(index, A.ndim)
-    *leading, rows, columns = items
+    *leading, rows, columns = _expanded(index, A)
     part = _leading(A, leading) if any(not _is_all(item) for item in leading) else A
     if isinstance(rows, slice) and isinstance(columns, slice):
         return _columns(_rows(part, rows), columns)
     if isinstance(rows, int):
-        row = _rows(part, [_place(rows, part.shape[-2], "queries")]).to_dense()[..., 0, :]
-        return row[..., columns]
+        return _rows(part, [rows]).to_dense()[..., 0, :][..., columns]
     if isinstance(rows, Tensor) and isinstance(columns, Tensor):
         return _pairs(part, rows, columns)
-    if isinstance(rows, Tensor):
-        numbers = _columns(_rows(part, rows.flatten()), columns).to_dense()
-        return numbers.unflatten(-2, rows.shape) if rows.ndim != 1 else numbers
-    narrowed = _rows(part, rows)
+    narrowed = _columns(_rows(part, _flat(rows)), [columns] if isinstance(columns, int) else _flat(columns))
+    numbers = narrowed.to_dense()
+    if isinstance(columns, Tensor):
+        return numbers.unflatten(-1, columns.shape) if columns.ndim != 1 else numbers
     if isinstance(columns, int):
-        return _columns(narrowed, [_place(columns, part.shape[-1], "keys")]).to_dense()[..., 0]
-    numbers = _columns(narrowed, columns.flatten()).to_dense()
-    return numbers.unflatten(-1, columns.shape) if columns.ndim != 1 else numbers
+        numbers = numbers[..., 0]
+    if isinstance(rows, Tensor) and rows.ndim != 1:
+        return numbers.unflatten(-1 if isinstance(columns, int) else -2, rows.shape)
+    return numbers
 
 
 def _is_all(item: Any) -> bool:
     return isinstance(item, slice) and item == slice(None)
 
 
-def _expanded(index: Index, ndim: int) -> list[Any]:
-    """One int, slice or index tensor for each dimension."""
+def _flat(item: slice | Tensor) -> slice | list[int]:
+    return item if isinstance(item, slice) else item.flatten().tolist()
+
+
+def _expanded(index: Index, A: Attention) -> list[Any]:
+    """One int, slice or index tensor for each dimension, counted from 0."""
     given = list(index) if isinstance(index, tuple) else [index]
     dots = [n for n, item in enumerate(given) if item is Ellipsis]
+    ndim = A.ndim
     if len(dots) > 1 or len(given) - len(dots) > ndim:
         raise IndexError(f"A[…]: at most {ndim} indices and one ellipsis; got {index!r}.")
     at = dots[0] if dots else len(given)
     given[at : at + len(dots)] = [slice(None)] * (ndim - len(given) + len(dots))
-    items = [_item(item) for item in given]
+    axes = ["batch rows"] * len(A.layout.batch) + ["heads"] * (A.layout.heads is not None) + ["queries", "keys"]
+    items = [_item(item, size, axis) for item, size, axis in zip(given, A.shape, axes, strict=True)]
     picks = [n for n, item in enumerate(items) if isinstance(item, Tensor)]
     if len(picks) > 1 and picks != [ndim - 2, ndim - 1]:
         raise IndexError(
             "A[…]: index tensors on more than one dimension go on queries and keys together, and nowhere else."
         )
+    for n in picks:
+        if axes[n] == "heads" and items[n].ndim != 1:
+            raise IndexError(f"A[…]: an index tensor on heads has one dimension; got shape {tuple(items[n].shape)}.")
     return items
 
 
-def _item(item: Any) -> int | slice | Tensor:
+def _item(item: Any, size: int, axis: str) -> int | slice | Tensor:
     if isinstance(item, slice):
         if item.step is not None and item.step < 1:
             raise ValueError(f"A[…]: a slice must step forward; got step {item.step}.")
         return item
-    if isinstance(item, bool) or item is None:
-        raise IndexError(f"A[…]: takes integers, slices, an ellipsis and index tensors; got {item!r}.")
     if isinstance(item, Tensor | Sequence | np.ndarray) and not isinstance(item, str):
-        tensor = torch.as_tensor(item)
-        if tensor.dtype == torch.bool and tensor.ndim == 1:
-            tensor = tensor.nonzero()[:, 0]
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-            if tensor.numel():
-                raise IndexError(
-                    f"A[…]: an index tensor holds integers; got {tensor.dtype} of shape {tuple(tensor.shape)}."
-                )
-            tensor = tensor.long()
-        return int(tensor) if tensor.ndim == 0 else tensor
+        return _places(_index_tensor(item), size, axis)
+    if isinstance(item, bool | np.bool_) or not hasattr(item, "__index__"):
+        raise IndexError(f"A[…]: takes integers, slices, an ellipsis and index tensors; got {item!r}.")
+    return _place(int(item.__index__()), size, axis)
+
+
+def _index_tensor(item: Any) -> Tensor:
     try:
-        return int(item.__index__())
-    except AttributeError:
-        raise IndexError(f"A[…]: takes integers, slices, an ellipsis and index tensors; got {item!r}.") from None
+        tensor = torch.as_tensor(item)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise IndexError(f"A[…]: an index tensor holds integers; got {item!r}.") from error
+    if not tensor.numel() and tensor.dtype != torch.bool:
+        return tensor.long()  # an empty list is a tensor of floats
+    if tensor.is_floating_point() or tensor.is_complex() or (tensor.dtype == torch.bool and tensor.ndim != 1):
+        raise IndexError(f"A[…]: an index tensor holds integers; got {tensor.dtype} of shape {tuple(tensor.shape)}.")
+    return tensor
 
 
 def _place(index: int, size: int, axis: str) -> int:
@@ -94,8 +102,14 @@ def _place(index: int, size: int, axis: str) -> int:
     return index % size
 
 
-def _places(items: Tensor | list[int], size: int, axis: str) -> list[int]:
-    return [_place(int(i), size, axis) for i in (items.tolist() if isinstance(items, Tensor) else items)]
+def _places(index: Tensor, size: int, axis: str) -> int | Tensor:
+    """The places that an index tensor names, on the CPU: those marked True, or those counted, also from the end."""
+    if index.dtype == torch.bool:
+        if len(index) != size:
+            raise IndexError(f"A[…]: a boolean index has one entry for each of {size} {axis}; got {len(index)}.")
+        return index.nonzero()[:, 0].cpu()
+    places = torch.tensor([_place(i, size, axis) for i in index.flatten().tolist()], dtype=torch.int64)
+    return int(places) if index.ndim == 0 else places.reshape(index.shape)
 
 
 def _chosen(axis: Sequence[int], places: slice | list[int]) -> Sequence[int]:
@@ -126,16 +140,15 @@ def _rebuilt(A: Attention, call: Call, layout: Layout | None = None, take: Any =
 def _leading(A: Attention, items: list[Any]) -> Attention:
     """Batch rows and heads: always lazy."""
     layout, call = A.layout, A.call
-    items = [item.tolist() if isinstance(item, Tensor) else item for item in items]
     batch_items = tuple(items if layout.heads is None else items[:-1])
-    batch = np.arange(call.shape[0]).reshape(layout.batch)[batch_items]
+    batch = torch.arange(call.shape[0]).reshape(layout.batch)[batch_items]
     heads: Any = slice(None)
     count = layout.heads
     if layout.heads is not None:
-        picked = np.arange(layout.heads)[items[-1]]
-        count = None if picked.ndim == 0 else len(picked)
-        heads = items[-1] if isinstance(items[-1], slice) else np.atleast_1d(picked).tolist()
-    batches: Any = slice(None) if all(map(_is_all, batch_items)) else np.atleast_1d(batch).reshape(-1).tolist()
+        picked = torch.arange(layout.heads)[items[-1]]
+        count = len(picked) if picked.ndim else None
+        heads = items[-1] if isinstance(items[-1], slice) else picked.reshape(-1).tolist()
+    batches: Any = slice(None) if all(map(_is_all, batch_items)) else batch.reshape(-1).tolist()
 
     def narrowed(call: Call) -> Call:
         axes = call.axes
@@ -147,7 +160,9 @@ def _leading(A: Attention, items: list[Any]) -> Attention:
             whole=None if call.whole is None else narrowed(call.whole),
         )
 
-    return _rebuilt(A, narrowed(call), Layout(batch.shape, count), lambda t: _taken(_taken(t, 0, batches), 1, heads))
+    return _rebuilt(
+        A, narrowed(call), Layout(tuple(batch.shape), count), lambda t: _taken(_taken(t, 0, batches), 1, heads)
+    )
 
 
 def _heads_of_key(key: Tensor, heads: int, picked: slice | list[int]) -> Tensor:
@@ -161,10 +176,9 @@ def _heads_of_key(key: Tensor, heads: int, picked: slice | list[int]) -> Tensor:
     return _taken(key, 1, list(dict.fromkeys(meets)) if whole else meets)
 
 
-def _rows(A: Attention, rows: slice | Tensor | list[int]) -> Attention:
-    if _is_all(rows):
+def _rows(A: Attention, places: slice | list[int]) -> Attention:
+    if _is_all(places):
         return A
-    places = rows if isinstance(rows, slice) else _places(rows, A.shape[-2], "queries")
 
     def narrowed(call: Call) -> Call:
         axes = replace(call.axes, queries=_chosen(call.axes.queries, places))
@@ -174,11 +188,10 @@ def _rows(A: Attention, rows: slice | Tensor | list[int]) -> Attention:
     return _rebuilt(A, narrowed(A.call), take=lambda t: _taken(t, 2, places))
 
 
-def _columns(A: Attention, columns: slice | Tensor | list[int]) -> Attention:
+def _columns(A: Attention, places: slice | list[int]) -> Attention:
     """A part of the keys, which keeps the log-sum-exp of the whole."""
-    if _is_all(columns):
+    if _is_all(places):
         return A
-    places = columns if isinstance(columns, slice) else _places(columns, A.shape[-1], "keys")
     call = A.call
     axes = replace(call.axes, keys=_chosen(call.axes.keys, places))
     return _rebuilt(A, replace(call, key=_taken(call.key, 2, places), axes=axes, whole=call.whole or call))
@@ -186,8 +199,14 @@ def _columns(A: Attention, columns: slice | Tensor | list[int]) -> Attention:
 
 def _pairs(A: Attention, rows: Tensor, columns: Tensor) -> Tensor:
     """A[…, rows, columns] element by element: a few rows and columns at a time, of which the diagonal is kept."""
-    i, j = (x.flatten() for x in torch.broadcast_tensors(rows, columns))
-    shape = torch.broadcast_shapes(rows.shape, columns.shape)
+    try:
+        shape = torch.broadcast_shapes(rows.shape, columns.shape)
+    except RuntimeError as error:
+        raise IndexError(
+            "A[…]: index tensors on queries and keys must broadcast together; got shapes "
+            f"{tuple(rows.shape)} and {tuple(columns.shape)}."
+        ) from error
+    i, j = (x.expand(shape).flatten().tolist() for x in (rows, columns))
     found = [
         _columns(_rows(A, i[n : n + PAIRS]), j[n : n + PAIRS]).to_dense().diagonal(dim1=-2, dim2=-1)
         for n in range(0, max(len(i), 1), PAIRS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, NoReturn
 
 import numpy as np
@@ -79,8 +80,12 @@ class Mask(ABC):
 
     @property
     def extent(self) -> tuple[int, int]:
-        """A number of (queries, keys) at which a picture shows what the mask does."""
+        """A number of (queries, keys) at which a picture shows what the mask does, parts aside."""
         return (8, 8)
+
+    def extents(self) -> list[tuple[int, int]]:
+        """The extents of all that the mask is made of."""
+        return [size for part in self.parts() for size in part.extents()] or [self.extent]
 
     def parts(self) -> tuple[Mask, ...]:
         """The masks that this one is made of."""
@@ -90,8 +95,8 @@ class Mask(ABC):
         """Every tensor inside."""
         return tuple(t for part in self.parts() for t in part.tensors())
 
-    def misfits(self, batch: int, heads: int, queries: int, keys: int) -> list[str]:
-        """Why the mask cannot lie on a matrix of that size; empty if it can."""
+    def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
+        """Why the mask cannot lie on a matrix of that size, None being any; empty if it can."""
         return [m for part in self.parts() for m in part.misfits(batch, heads, queries, keys)]
 
     def allows(
@@ -117,6 +122,7 @@ class Mask(ABC):
         self, queries: int, keys: int, batch: int = 1, heads: int = 1, offset: int | Tensor | None = None
     ) -> Tensor:
         """The mask as booleans, shape (batch, heads, queries, keys). offset None = keys - queries."""
+        checks.mask_lies_on("to_dense", self, batch, heads, queries, keys)
         device = next((t.device for t in self.tensors()), torch.device("cpu"))
         b, h, i, j = grid(*map(range, (batch, heads, queries, keys)), device=device)
         return self.allows(b, h, i, j, keys - queries if offset is None else offset).contiguous()
@@ -125,6 +131,7 @@ class Mask(ABC):
         """A picture in text: ■ all pairs of the cell may meet, ▒ some, · none (batch row 0, head 0)."""
         from regard.picture import draw_mask
 
+        checks.mask_lies_on("draw", self, None, None, queries, keys)
         return draw_mask(self, range(queries), range(keys), keys - queries if offset is None else offset, cells)
 
     def __and__(self, other: object) -> Mask:
@@ -143,8 +150,13 @@ class Mask(ABC):
         return self.expression
 
     def __repr__(self) -> str:
-        queries, keys = self.extent
-        return f"{self.expression}\n{self.draw(queries, keys)}"
+        if not all(t.numel() for t in self.tensors()):
+            return f"{self.expression}\n(nothing to draw)"
+        queries, keys = (sorted(set(n), reverse=True) for n in zip(*self.extents(), strict=True))
+        for size in product(queries, keys):
+            if not self.misfits(None, None, *size):
+                return f"{self.expression}\n{self.draw(*size)}"
+        return f"{self.expression}\n(no matrix has a size that all of it fits)"
 
 
 def grid(
@@ -281,9 +293,11 @@ class Lengths(Interval):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.lengths.tensor,) if isinstance(self.lengths, Held) else ()
 
-    def misfits(self, batch: int, heads: int, queries: int, keys: int) -> list[str]:
+    def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
         count = len(self._tensor(torch.device("cpu")))
-        return [] if count in (1, batch) else [f"padding has {count} lengths and the batch {batch} rows"]
+        return (
+            [] if batch is None or count in (1, batch) else [f"padding has {count} lengths and the batch {batch} rows"]
+        )
 
     @property
     def expression(self) -> str:
@@ -308,7 +322,7 @@ class Keep(Mask):
 
     def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
         rows = self._rows()
-        return rows[batch if len(rows) > 1 else torch.zeros_like(key), key]
+        return rows[batch if len(rows) != 1 else torch.zeros_like(key), key]
 
     def box(self, box: Box) -> Kinds:
         rows = self._rows().cpu().numpy()
@@ -318,12 +332,12 @@ class Keep(Mask):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.keep.tensor,)
 
-    def misfits(self, batch: int, heads: int, queries: int, keys: int) -> list[str]:
+    def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
         rows, count = self._rows().shape
         return [
             f"padding(keep) has {size} {name} and the matrix {wanted}"
             for size, name, wanted, fits in ((rows, "rows", batch, (1, batch)), (count, "keys", keys, (keys,)))
-            if size not in fits
+            if wanted is not None and size not in fits
         ]
 
     @property
@@ -350,15 +364,15 @@ class Dense(Mask):
 
     tensor: Held
 
-    def _four(self) -> Tensor:
-        t = self.tensor.tensor
-        return t.reshape((1,) * (4 - t.ndim) + t.shape)
+    def _shape(self) -> tuple[int, ...]:
+        shape = self.tensor.tensor.shape
+        return (1,) * (4 - len(shape)) + tuple(shape)
 
     def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
-        four = self._four()
-        zero = torch.zeros((), dtype=torch.int64, device=four.device)
-        index = tuple(x if n > 1 else zero for x, n in zip((batch, head, query, key), four.shape, strict=True))
-        return four[index]
+        tensor = self.tensor.tensor
+        zero = torch.zeros((), dtype=torch.int64, device=tensor.device)
+        index = (x if n > 1 else zero for x, n in zip((batch, head, query, key), self._shape(), strict=True))
+        return tensor[tuple(index)[4 - tensor.ndim :]]
 
     def box(self, box: Box) -> Kinds:
         return np.full(box.key_low.shape, MIXED, np.int8)  # known only by looking at every pair: tile by tile
@@ -366,9 +380,10 @@ class Dense(Mask):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.tensor.tensor,)
 
-    def misfits(self, batch: int, heads: int, queries: int, keys: int) -> list[str]:
-        wanted = (batch, heads, queries, keys)
-        if all(n in (1, w) for n, w in zip(self._four().shape, wanted, strict=True)):
+    def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
+        shape = self._shape()
+        wanted = tuple(n if w is None else w for n, w in zip(shape, (batch, heads, queries, keys), strict=True))
+        if all(n in (1, w) for n, w in zip(shape, wanted, strict=True)):
             return []
         return [f"dense mask of shape {tuple(self.tensor.tensor.shape)} does not broadcast to {wanted}"]
 
@@ -378,8 +393,8 @@ class Dense(Mask):
 
     @property
     def extent(self) -> tuple[int, int]:
-        queries, keys = self._four().shape[-2:]
-        return (queries if queries > 1 else 8), (keys if keys > 1 else 8)
+        queries, keys = self._shape()[-2:]
+        return (queries if queries != 1 else 8), (keys if keys != 1 else 8)
 
 
 @dataclass(frozen=True, repr=False)
@@ -408,9 +423,11 @@ class And(Mask):
 
     @staticmethod
     def of(a: Mask, b: Mask) -> Mask:
-        parts = dict.fromkeys(p for m in (a, b) for p in (m.masks if isinstance(m, And) else (m,)))
-        parts.pop(full, None)
-        return And(tuple(parts)) if len(parts) > 1 else next(iter(parts), full)
+        if b in (a, full):
+            return a
+        if a == full:
+            return b
+        return And(tuple(dict.fromkeys(p for m in (a, b) for p in (m.masks if isinstance(m, And) else (m,)))))
 
     def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
         first, *rest = (m._allows(batch, head, query, key, position) for m in self.masks)
@@ -428,10 +445,6 @@ class And(Mask):
     def expression(self) -> str:
         return " & ".join(f"({m})" if isinstance(m, Or) else str(m) for m in self.masks)
 
-    @property
-    def extent(self) -> tuple[int, int]:
-        return _widest(self.masks)
-
 
 @dataclass(frozen=True, repr=False)
 class Or(Mask):
@@ -441,10 +454,11 @@ class Or(Mask):
 
     @staticmethod
     def of(a: Mask, b: Mask) -> Mask:
-        parts = dict.fromkeys(p for m in (a, b) for p in (m.masks if isinstance(m, Or) else (m,)))
-        if full in parts:
+        if full in (a, b):
             return full
-        return Or(tuple(parts)) if len(parts) > 1 else next(iter(parts))
+        if a == b:
+            return a
+        return Or(tuple(dict.fromkeys(p for m in (a, b) for p in (m.masks if isinstance(m, Or) else (m,)))))
 
     def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
         first, *rest = (m._allows(batch, head, query, key, position) for m in self.masks)
@@ -461,10 +475,6 @@ class Or(Mask):
     @property
     def expression(self) -> str:
         return " | ".join(f"({m})" if isinstance(m, And) else str(m) for m in self.masks)
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        return _widest(self.masks)
 
 
 @dataclass(frozen=True, repr=False)
@@ -488,15 +498,6 @@ class Not(Mask):
     @property
     def expression(self) -> str:
         return f"~({self.mask})" if isinstance(self.mask, And | Or) else f"~{self.mask}"
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        return self.mask.extent
-
-
-def _widest(masks: tuple[Mask, ...]) -> tuple[int, int]:
-    queries, keys = zip(*(m.extent for m in masks), strict=True)
-    return max(queries), max(keys)
 
 
 full: Mask = Full()

@@ -39,8 +39,9 @@ def draw_mask(
             device = next((t.device for t in mask.tensors()), torch.device("cpu"))
             seen = mask.allows(*grid((batch,), (head,), rows, columns, device), offset)
             return FULL if bool(seen.all()) else MIXED if bool(seen.any()) else EMPTY
-        first, *others = (kind(r, c) for r in _cut(rows) for c in _cut(columns))
-        return MIXED if first == MIXED or any(other != first for other in others) else first
+        quarters = (kind(r, c) for r in _cut(rows) for c in _cut(columns))
+        first = next(quarters)
+        return MIXED if first == MIXED or any(other != first for other in quarters) else first
 
     lines = [
         " ".join(SYMBOLS[kind(rows[i : i + tall], columns[j : j + wide])] for j in range(0, len(columns), wide))

@@ -13,16 +13,16 @@ Where the log-sum-exp was given, it is a variable of its own: dL/dS = A ∘ G an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from regard.backends.base import Backend
 from regard.call import Call
+from regard.checks import Unsupported
 from regard.plan import Plan, lay
 from regard.products import average, collect, dots
 from regard.readouts.base import Finished, FinishedReadout, OnlineReadout, Parts, Place, Readout, Scored, Swept
@@ -88,33 +88,52 @@ class _Read(torch.autograd.Function):
         ctx.save_for_backward(*flat, *tensors)  # through autograd, so that a change in place is noticed
         ctx.tiled, ctx.call, ctx.readouts, ctx.given = tiled, call, readouts, log_sum is not None
         ctx.outputs = len(flat)
+        ctx.set_materialize_grads(False)  # an answer that nobody differentiates costs nothing
         return flat
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, tensors = ctx.saved_tensors[: ctx.outputs], ctx.saved_tensors[ctx.outputs :]
+        saved = ctx.saved_tensors  # unpacked once: gradient checkpointing allows no second time
+        flat, tensors = saved[: ctx.outputs], saved[ctx.outputs :]
         answers, log_sum = _split(flat, ctx.readouts)
         answer_grads, log_sum_grad = _split(grads, ctx.readouts)
         call = replace(ctx.call, query=tensors[0], key=tensors[1])
-        readouts = _rebound(ctx.readouts, tensors[2:])
-        asked = [(r, p, g) for r, p, g in zip(readouts, answers, answer_grads, strict=True)]
-        query, key, log_sum_gradient, operands = _backward(ctx.tiled, call, asked, log_sum, log_sum_grad, ctx.given)
-        inputs = (query, key, *operands)
+        operands = iter(tensors[2:])
+        gradients: list[Tensor | None] = []  # of the operands, readout by readout
+        asked = []
+        for readout, parts, given in zip(ctx.readouts, answers, answer_grads, strict=True):
+            own = [next(operands) for _ in readout.operands]
+            wanted = any(grad is not None for grad in given)
+            sums = [torch.zeros(t.shape, dtype=call.dtype, device=t.device) if wanted else None for t in own]
+            gradients += sums
+            if wanted:
+                filled = tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parts, given, strict=True))
+                asked.append(Asked(readout.with_operands(*own), parts, filled, tuple(sums)))
+        query, key, delta = _backward(ctx.tiled, call, asked, log_sum, log_sum_grad, ctx.given)
         cast = (
-            g.to(t.dtype) if needed else None
-            for g, t, needed in zip(inputs, tensors, ctx.needs_input_grad[4:], strict=True)
+            _once(g.to(t.dtype), tensors) if needed and g is not None else None
+            for g, t, needed in zip((query, key, *gradients), tensors, ctx.needs_input_grad[4:], strict=True)
         )
-        return (None, None, None, log_sum_gradient if ctx.given else None, *cast)
+        return (None, None, None, _once(-delta, tensors) if ctx.given else None, *cast)
 
 
-def _rebound(readouts: Sequence[Readout], operands: Sequence[Tensor]) -> list[Readout]:
-    bound, at = [], 0
-    for readout in readouts:
-        count = len(readout.operands)
-        bound.append(readout.with_operands(*operands[at : at + count]) if count else readout)
-        at += count
-    return bound
+class _Once(torch.autograd.Function):
+    """A gradient that cannot be differentiated again, and says so (PyTorch's own decorator may drop it silently)."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *of: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise Unsupported(
+            "attention: the tiled backend has first derivatives only; for gradients of gradients build the matrix with "
+            "backend='reference'."
+        )
+
+
+def _once(gradient: Tensor, of: Sequence[Tensor]) -> Tensor:
+    return _Once.apply(gradient, *of) if torch.is_grad_enabled() else gradient  # type: ignore[no-any-return]
 
 
 # -- walking the tiles ------------------------------------------------------------------------------------------------
@@ -176,6 +195,17 @@ class Walk:
     def scores(self, query: Tensor, place: Place) -> Tensor:
         scores = dots(query, place.of_columns(self.key))
         return scores if place.hidden is None else scores.masked_fill_(place.hidden, HIDDEN)
+
+    def tiles(
+        self, log_sum: Tensor, wanted: Callable[[Place], bool] | None = None
+    ) -> Iterator[tuple[Finished, Tensor]]:
+        """Every visible tile of weights that somebody wants, each with its scaled queries."""
+        for batch, plan in self.chunks():
+            for row, rows in self.rows(plan):
+                query = self.query(batch, rows)
+                for place in self.places(batch, plan, row, rows):
+                    if wanted is None or wanted(place):
+                        yield self.finished(query, place, log_sum), query
 
     def finished(self, query: Tensor, place: Place, log_sum: Tensor) -> Finished:
         """The weights of a tile, given the log-sum-exp."""
@@ -259,54 +289,55 @@ def _sweep_rows(
 
 def _second_sweep(walk: Walk, readouts: Sequence[FinishedReadout], log_sum: Tensor) -> list[Parts]:
     states = [readout.start(walk.call) for readout in readouts]
-    for batch, plan in walk.chunks():
-        for row, rows in walk.rows(plan):
-            query = walk.query(batch, rows)
-            for place in walk.places(batch, plan, row, rows):
-                wanted = [
-                    (r, s)
-                    for r, s in zip(readouts, states, strict=True)
-                    if r.touches(walk.call, place.rows, place.columns)
-                ]
-                if wanted:
-                    tile = walk.finished(query, place, log_sum)
-                    for readout, state in wanted:
-                        readout.add(state, tile)
+
+    def wanted(place: Place) -> bool:
+        return any(readout.touches(walk.call, place.rows, place.columns) for readout in readouts)
+
+    for tile, _ in walk.tiles(log_sum, wanted):
+        for readout, state in zip(readouts, states, strict=True):
+            if readout.touches(walk.call, tile.rows, tile.columns):
+                readout.add(state, tile)
     return [readout.finish(state, walk.call) for readout, state in zip(readouts, states, strict=True)]
 
 
 # -- backward ---------------------------------------------------------------------------------------------------------
 
-Asked = tuple[Readout, Parts, Parts]  # a readout, its answer, the answer's gradients
+
+@dataclass(frozen=True)
+class Asked:
+    """A readout, its answer, the answer's gradients, and where those of its operands are summed."""
+
+    readout: Readout
+    parts: Parts
+    grads: Parts
+    gradients: Parts
+
+    def pull(self, tile: Finished) -> Tensor | float:
+        return self.readout.pull(tile, self.parts, self.grads)
 
 
 def _backward(
-    tiled: Tiled, call: Call, asked: list[Asked], log_sum: Tensor, log_sum_grad: Tensor, given: bool
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    with torch.autocast(call.device.type, enabled=False):
+    tiled: Tiled, call: Call, asked: list[Asked], log_sum: Tensor, log_sum_grad: Tensor | None, given: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dL/dquery, dL/dkey and δ; those of the operands are added where they are summed."""
+    with torch.no_grad(), torch.autocast(call.device.type, enabled=False):
         walk = Walk.over(tiled, call)
-        delta = _deltas(walk, asked, log_sum) - log_sum_grad
+        delta = _deltas(walk, asked, log_sum)
+        if log_sum_grad is not None:
+            delta -= log_sum_grad
         query_grad = torch.zeros_like(call.query, dtype=call.dtype, memory_format=torch.contiguous_format)
         key_grad = torch.zeros_like(walk.key, memory_format=torch.contiguous_format)
-        operands = [
-            [torch.zeros(t.shape, dtype=call.dtype, device=t.device) for t in readout.operands]
-            for readout, _, _ in asked
-        ]
-        for batch, plan in walk.chunks():
-            for row, rows in walk.rows(plan):
-                query = walk.query(batch, rows)
-                for place in walk.places(batch, plan, row, rows):
-                    tile = walk.finished(query, place, log_sum)
-                    grad = _pulled(tile, asked)
-                    scores_grad = tile.weights * (grad if given else grad - place.of_rows(delta)[..., None])
-                    if place.hidden is not None:
-                        scores_grad.masked_fill_(place.hidden, 0)
-                    keys = place.of_columns(walk.key)
-                    place.of_rows(query_grad).add_(average(scores_grad, keys, place.hidden))
-                    place.of_columns(key_grad).add_(collect(scores_grad, query, place.hidden, keys.shape[1]))
-                    for (readout, _, grads), gradients in zip(asked, operands, strict=True):
-                        readout.pull_operands(tile, grads, tuple(gradients))
-        return query_grad.mul_(call.scale), key_grad, -delta, [g for gradients in operands for g in gradients]
+        for tile, query in walk.tiles(log_sum):
+            grad = _pulled(tile, asked)
+            scores_grad = tile.weights * (grad if given else grad - tile.of_rows(delta)[..., None])
+            if tile.hidden is not None:
+                scores_grad.masked_fill_(tile.hidden, 0)
+            keys = tile.of_columns(walk.key)
+            tile.of_rows(query_grad).add_(average(scores_grad, keys, tile.hidden))
+            tile.of_columns(key_grad).add_(collect(scores_grad, query, tile.hidden, keys.shape[1]))
+            for one in asked:
+                one.readout.pull_operands(tile, one.grads, one.gradients)
+        return query_grad.mul_(call.scale), key_grad, delta
 
 
 def _deltas(walk: Walk, asked: list[Asked], log_sum: Tensor) -> Tensor:
@@ -314,28 +345,23 @@ def _deltas(walk: Walk, asked: list[Asked], log_sum: Tensor) -> Tensor:
     total = torch.zeros_like(log_sum)
     unknown = []
     for one in asked:
-        readout, parts, grads = one
-        known = readout.delta(walk.call, parts, grads)
+        known = one.readout.delta(walk.call, one.parts, one.grads)
         if known is None:
             unknown.append(one)
         else:
             total += known
     if unknown:
-        for batch, plan in walk.chunks():
-            for row, rows in walk.rows(plan):
-                query = walk.query(batch, rows)
-                for place in walk.places(batch, plan, row, rows):
-                    tile = walk.finished(query, place, log_sum)
-                    share = tile.weights * _pulled(tile, unknown)
-                    if place.hidden is not None:
-                        share.masked_fill_(place.hidden, 0)
-                    place.of_rows(total).add_(share.sum(-1))
+        for tile, _ in walk.tiles(log_sum):
+            share = tile.weights * _pulled(tile, unknown)
+            if tile.hidden is not None:
+                share.masked_fill_(tile.hidden, 0)
+            tile.of_rows(total).add_(share.sum(-1))
     return total
 
 
 def _pulled(tile: Finished, asked: list[Asked]) -> Tensor:
     """G = dL/dA on a tile."""
     grad = torch.zeros_like(tile.weights)
-    for readout, parts, grads in asked:
-        grad = grad + readout.pull(tile, parts, grads)
+    for one in asked:
+        grad = grad + one.pull(tile)
     return grad

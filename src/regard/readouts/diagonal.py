@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regard import checks
 from regard.call import Call
-from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, Place, zeros, rows_of
+from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, Place, rows_of, zeros
 
 
 @dataclass(frozen=True)

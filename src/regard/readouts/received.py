@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regard.call import Call
-from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, zeros, columns_of
+from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, columns_of, zeros
 
 
 @dataclass(frozen=True)

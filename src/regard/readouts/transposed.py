@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regard.call import Call
 from regard.products import average, collect
-from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, Readout, zeros, columns_of
+from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, Readout, columns_of, zeros
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,183 @@
+"""One suite for every backend and readout: drawn problems, compared with the float64 reference within an error budget.
+
+The budget of an answer is twice the error that the plain computation (the reference in the problem's own dtype) makes, and
+one rounding of the answer, and what a score's rounding must do to it: scores err by up to eps · Σ|q||k|, weights by that
+much relatively. The last term keeps a lucky plain computation from condemning an ordinary one.
+
+A new backend: `check(MyBackend(), case)` over `strategies.cases()`. A new readout: one line in QUESTIONS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+import regard
+from regard.backends.base import Backend
+from regard.backends.reference import Reference
+from regard.readouts import Diagonal, Entropy, LogSumExp, Max, Pool, Readout, Received, Rows, TopK
+from regard.readouts.output import Output
+from regard.readouts.rows import Weights
+from regard.readouts.transposed import Transposed
+from regard.testing.strategies import Case
+
+QUESTIONS: tuple[Readout, ...] = (
+    LogSumExp(),
+    Entropy(),
+    TopK(1),
+    TopK(5),
+    Max(),
+    Received(),
+    Diagonal(0),
+    Diagonal(-1),
+    Pool((3, 2)),
+    Pool((2, 40), "sum"),
+    Pool((5, 5), "max"),
+    Rows((0,)),
+    Weights(),
+)
+SLACK = 4  # roundings per score and per sum that the budget's last term allows
+INPUTS = ("query", "key", "value", "r")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One tensor that a backend gave, and the largest number that its terms may reach."""
+
+    name: str
+    tensor: Tensor
+    magnitude: float
+    gradient: bool = False
+
+
+class Mismatch(AssertionError):
+    """An answer outside its budget."""
+
+
+def check(backend: Backend, case: Case, questions: Sequence[Readout] = QUESTIONS, gradients: bool = True) -> None:
+    """Every answer of the backend, and every gradient, within its budget of the float64 reference."""
+    exact = answers(Reference(), _in(case, torch.float64), questions, gradients)
+    plain = answers(Reference(), case, questions, gradients)
+    given = answers(backend, case, questions, gradients)
+    for e, p, g in zip(exact, plain, given, strict=True):
+        compare(case, e, p, g)
+
+
+def compare(case: Case, exact: Answer, plain: Answer, given: Answer) -> None:
+    """Raises Mismatch, with error and budget, where an answer is outside."""
+    where = f"{given.name} of {case}"
+    if given.tensor.shape != exact.tensor.shape:
+        raise Mismatch(f"{where}: shape {tuple(given.tensor.shape)} where {tuple(exact.tensor.shape)} is due")
+    if given.tensor.dtype != plain.tensor.dtype:
+        raise Mismatch(f"{where}: dtype {given.tensor.dtype} where {plain.tensor.dtype} is due")
+    if not exact.tensor.numel():
+        return
+    due, got, simple = (a.tensor.double() for a in (exact, given, plain))
+    if not torch.equal(due.isneginf(), got.isneginf()) or not bool(got[~got.isneginf()].isfinite().all()):
+        raise Mismatch(f"{where}: not finite where it should be, or finite where it should not")
+    due, got, simple = (x.masked_fill(x.isneginf(), 0) for x in (due, got, simple))
+    allowed = budget(case, exact, plain, float((simple - due).abs().max()))
+    error = float((got - due).abs().max())
+    if not error <= allowed:
+        raise Mismatch(f"{where}: error {error:.3g}, budget {allowed:.3g}")
+
+
+def budget(case: Case, exact: Answer, plain: Answer, plain_error: float) -> float:
+    """The error that an answer may have."""
+    finite = exact.tensor.masked_fill(exact.tensor.isneginf(), 0)
+    rounding = torch.finfo(plain.tensor.dtype).eps * float(finite.abs().max())
+    eps = torch.finfo(torch.promote_types(case.query.dtype, torch.float32)).eps
+    return 2 * (plain_error + rounding) + SLACK * eps * (1 + condition(case)) * exact.magnitude
+
+
+def condition(case: Case) -> float:
+    """The largest scale · Σ|q||k|: how many times a rounding of the inputs a score may err."""
+    if not case.query.numel() or not case.key.numel():
+        return 0.0
+    query, key = (t.detach().double().abs().amax((0, 1, 2)) for t in (case.query, case.key))
+    scale = case.query.shape[-1] ** -0.5 if case.scale is None else abs(case.scale)
+    return scale * float((query * key).sum())
+
+
+def answers(backend: Backend, case: Case, questions: Sequence[Readout], gradients: bool = True) -> list[Answer]:
+    """What a backend says to every question, and the gradients of a drawn mixture of all of them."""
+    case = replace(case, **{n: t.detach().requires_grad_(gradients) for n, t in zip(INPUTS, case.tensors, strict=True)})
+    A = regard.attention(case.query, case.key, mask=case.mask, scale=case.scale, offset=case.offset, backend=backend)
+    folded = [Transposed(case.r.expand(*case.r.shape)), Output(case.value)]
+    asked = [*questions, *folded]
+    parts = A._ask(tuple(asked))
+    found: list[Answer] = []
+    loss = torch.zeros((), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(case.seed)
+    weights = _weights(A)
+    for question, tensors in zip(asked, parts, strict=True):
+        for n, (tensor, differentiable) in enumerate(zip(tensors, question.differentiable, strict=True)):
+            name = question.name + (f".{n}" if len(tensors) > 1 else "")
+            if tensor.dtype == torch.int64:  # ties may be broken either way: what counts is the weight found there
+                tensor = _weights_at(weights, tensor)
+                name += " (the weights found there)"
+            found.append(Answer(name, tensor.detach(), _magnitude(case, question, tensor)))
+            if gradients and differentiable and tensor.requires_grad and not _without_gradient(question):
+                from_above = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                seen = ~tensor.isneginf()
+                loss = loss + (tensor.double().masked_fill(~seen, 0) * from_above * seen).sum()
+    if gradients and loss.requires_grad:
+        received = max(1.0, _most(A.sum(-2)))
+        gave = torch.autograd.grad(loss, case.tensors, allow_unused=True)
+        for name, tensor, of in zip(INPUTS, gave, case.tensors, strict=True):
+            tensor = torch.zeros_like(of) if tensor is None else tensor
+            found.append(Answer(f"gradient of {name}", tensor, _gradient_magnitude(case, name, len(asked), received)))
+    return found
+
+
+def _in(case: Case, dtype: torch.dtype) -> Case:
+    scaled = {n: t.detach().to(dtype) for n, t in zip(INPUTS, case.tensors, strict=True)}
+    return replace(case, **scaled)
+
+
+def _without_gradient(question: Readout) -> bool:
+    return isinstance(question, Pool) and question.reduce == "max"
+
+
+def _weights(A: regard.Attention) -> Tensor:
+    with torch.no_grad():
+        return replace(A, backend=Reference(), _found={}).to_dense()
+
+
+def _weights_at(dense: Tensor, keys: Tensor) -> Tensor:
+    """The weight of each named key, -1 where none is named, in the order that was given."""
+    flat = keys if keys.ndim == dense.ndim else keys[..., None]
+    if not dense.shape[-1]:
+        return flat.to(dense.dtype).reshape(keys.shape)
+    return dense.gather(-1, flat.clamp_min(0)).masked_fill(flat < 0, -1).reshape(keys.shape)
+
+
+def _most(tensor: Tensor) -> float:
+    return float(tensor.detach().double().abs().max()) if tensor.numel() else 0.0
+
+
+def _magnitude(case: Case, question: Readout, tensor: Tensor) -> float:
+    """The largest number that the sums behind an answer can reach."""
+    queries = case.query.shape[2]
+    own = _most(tensor.masked_fill(tensor.isneginf(), 0))
+    sums = {"output": _most(case.value), "transposed": queries * _most(case.r), "received": queries, "pool": queries}
+    return max(1.0, own, sums.get(question.name, 0.0))
+
+
+def _gradient_magnitude(case: Case, name: str, questions: int, received: float) -> float:
+    """The same for the gradients: A ∘ dL/dA by its parts (A |ln A| < 1), times what the chain rule multiplies it with."""
+    _, heads, queries, dim = case.query.shape
+    from_above = 4.0  # a normal number that is not met
+    products = case.value.shape[-1] * _most(case.value) + case.r.shape[-1] * _most(case.r)
+    pulled = from_above * (2 * questions + products)
+    rows = received * heads / max(case.key.shape[1], 1)  # what one key can have received from the heads that share it
+    scale = dim**-0.5 if case.scale is None else abs(case.scale)
+    return {
+        "query": 2 * pulled * scale * _most(case.key),
+        "key": 2 * pulled * scale * _most(case.query) * rows,
+        "value": from_above * received * heads,
+        "r": from_above * heads,
+    }[name]

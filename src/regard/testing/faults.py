@@ -1,0 +1,88 @@
+"""Backends that are wrong on purpose: the suite must catch every one, so that it is known to bite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regard.backends.base import Backend
+from regard.backends.tiled import Tiled
+from regard.call import Call
+from regard.masks import Causal, CausalFrom, Mask
+from regard.readouts.base import Parts, Readout
+
+
+@dataclass(frozen=True)
+class Faulty(Backend):
+    """The tiled backend, asked another question than the one that was put."""
+
+    fault: str
+    twist: Callable[[Call], Call]
+
+    name: ClassVar[str] = "faulty"
+    about: ClassVar[str] = "wrong on purpose"
+
+    def why_not(self, call: Call, readout: Readout | None = None) -> list[str]:
+        return []
+
+    def read(self, call: Call, readouts: Sequence[Readout], log_sum: Tensor | None) -> tuple[list[Parts], Tensor]:
+        return Tiled().read(self.twist(call), readouts, log_sum)
+
+
+def _later(mask: Mask) -> Mask:
+    """Every causal end moved by one key."""
+    if isinstance(mask, Causal):
+        return _CausalByOne()
+    if isinstance(mask, CausalFrom):
+        return CausalFrom(mask.start + 1)
+    parts = [_later(part) for part in mask.parts()]
+    if not parts:
+        return mask
+    return replace(mask, masks=tuple(parts)) if hasattr(mask, "masks") else replace(mask, mask=parts[0])  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, repr=False)
+class _CausalByOne(Causal):
+    def bounds(self, batch: Any, query: Any, position: Any) -> tuple[Any, Any]:
+        return None, position + 1
+
+
+class _GroupMean(torch.autograd.Function):
+    """The key as it is, with a gradient that is the mean over its group of heads where the sum is due."""
+
+    @staticmethod
+    def forward(ctx: Any, key: Tensor, group: int) -> Tensor:
+        ctx.group = group
+        return key.view_as(key)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] / ctx.group, None
+
+
+def _group_mean(call: Call) -> Call:
+    group = call.query.shape[1] // max(call.key.shape[1], 1)
+    return replace(call, key=_GroupMean.apply(call.key, max(group, 1)))
+
+
+def _interleaved(call: Call) -> Call:
+    """Head h meets key head h % kv_heads instead of h // group."""
+    batch, heads, queries, dim = call.query.shape
+    kv = call.key.shape[1]
+    query = call.query.reshape(batch, heads // kv, kv, queries, dim).transpose(1, 2).reshape(call.query.shape)
+    return replace(call, query=query)
+
+
+FAULTS: tuple[Faulty, ...] = (
+    Faulty("causal off by one", lambda call: replace(call, mask=_later(call.mask))),
+    Faulty("scale missing", lambda call: replace(call, scale=1.0)),
+    Faulty("heads swapped", lambda call: replace(call, query=call.query.flip(1))),
+    Faulty("key heads interleaved", _interleaved),
+    Faulty("mask polarity", lambda call: replace(call, mask=~call.mask)),
+    Faulty("mean over the group", _group_mean),
+    Faulty("causal from the top left", lambda call: replace(call, offset=0)),
+)

@@ -1,0 +1,191 @@
+"""Every backend against the float64 reference, over drawn problems; and the suite against backends that are wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import regard
+from regard.backends.reference import Reference
+from regard.backends.tiled import Tiled
+from regard.masks import causal, causal_from, full, padding, window
+from regard.testing import FAULTS, QUESTIONS, Case, Largest, Mismatch, cases, check
+from regard.testing.conformance import answers, compare
+from regard.testing.faults import Faulty
+
+SMALL = Tiled(elements=96, columns=8, grain=4, least_rows=2)  # many tiles even on small problems
+BACKENDS = {"tiled": Tiled(), "tiled, small tiles": SMALL}
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+@settings(max_examples=250)
+@given(case=cases())
+def test_meets_the_reference(backend, case):
+    check(backend, case)
+
+
+@settings(max_examples=100)
+@given(case=cases(dtypes=(torch.float64, torch.float32)), picked=st.sampled_from(QUESTIONS))
+def test_each_question_alone_meets_the_reference(case, picked):
+    """Alone, a fault in one gradient cannot hide behind the size of another."""
+    if getattr(picked, "reduce", None) != "max":
+        check(SMALL, case, [picked])
+
+
+@pytest.mark.parametrize("empty", ["batch", "heads", "queries", "keys"])
+@pytest.mark.parametrize("mask", [full, causal, padding([2])], ids=str)
+def test_zero_sizes(empty, mask):
+    size = {"batch": 2, "heads": 2, "queries": 3, "keys": 4} | {empty: 0}
+    lead = (size["batch"], size["heads"])
+    q, k, v, r = (torch.randn(*lead, size[n], 3) for n in ("queries", "keys", "keys", "queries"))
+    questions = [q for q in QUESTIONS if q.name != "rows" or size["queries"]]
+    check(SMALL, Case(q, k, v, r, mask, None, None, 0), questions)
+
+
+def _typical(queries: int = 20, keys: int = 20, mask: regard.masks.Mask = causal, seed: int = 0) -> Case:
+    torch.manual_seed(seed)
+    q, k = torch.randn(2, 4, queries, 8), torch.randn(2, 2, keys, 8)
+    return Case(q, k, torch.randn(2, 2, keys, 5), torch.randn(2, 4, queries, 2), mask, None, None, seed)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.fault)
+def test_planted_faults_are_caught(fault):
+    case = _typical(14, 20, causal & window(6))
+    check(Tiled(), case)
+    with pytest.raises(Mismatch):
+        check(fault, case)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.fault)
+def test_planted_faults_are_caught_by_drawn_cases(fault):
+    """The strategy reaches the places where each fault shows."""
+
+    def caught(case: Case) -> bool:
+        try:
+            check(fault, case)
+        except Mismatch:
+            return True
+        return False
+
+    seen = [False]
+
+    @settings(max_examples=150)
+    @given(case=cases(dtypes=(torch.float32,)))
+    def look(case):
+        seen.append(any(seen) or caught(case))
+
+    look()
+    assert any(seen), f"{fault.fault}: none of {len(seen)} drawn cases shows it"
+
+
+def test_a_wrong_answer_is_reported_with_error_and_budget():
+    with pytest.raises(Mismatch, match=r"error .*, budget "):
+        check(Faulty("scale", lambda call: replace(call, scale=0.5)), _typical())
+
+
+@settings(max_examples=150)
+@given(case=cases(dtypes=(torch.float32,)), bad=st.sampled_from((float("nan"), float("inf"))), data=st.data())
+def test_what_is_hidden_from_everyone_reaches_nothing(case, bad, data):
+    """NaN or inf in keys and values that no query sees: answers and gradients are those of clean tensors."""
+    batch, heads, queries, _ = case.query.shape
+    keys = case.key.shape[2]
+    hidden = data.draw(st.sets(st.integers(0, keys - 1), min_size=1))
+    keep = torch.tensor([[j not in hidden for j in range(keys)]])
+    case = replace(case, mask=case.mask & padding(keep=keep))
+    key, value = case.key.clone(), case.value.clone()
+    key[:, :, ~keep[0]] = bad
+    value[:, :, ~keep[0]] = bad
+    exact = answers(Reference(), replace(case, **_double(case)), QUESTIONS)
+    plain = answers(Reference(), case, QUESTIONS)
+    planted = answers(SMALL, replace(case, key=key, value=value), [q for q in QUESTIONS if q.name != "rows"])
+    due = [(e, p) for e, p in zip(exact, plain, strict=True) if e.name != "rows"]
+    forward = [(e, p, g) for (e, p), g in zip(due, planted, strict=True) if "gradient" not in g.name]
+    for e, p, g in forward:
+        if "found there" not in g.name:  # the reference cannot look up weights among NaN
+            compare(case, e, p, g)
+    for g in planted:
+        if "gradient" in g.name:
+            assert bool(torch.isfinite(g.tensor).all()), g.name
+
+
+def _double(case: Case) -> dict[str, torch.Tensor]:
+    return {n: t.double() for n, t in zip(("query", "key", "value", "r"), case.tensors, strict=True)}
+
+
+@settings(max_examples=100)
+@given(case=cases(dtypes=(torch.float32,)), data=st.data())
+def test_what_is_hidden_from_a_query_does_not_reach_it(case, data):
+    """NaN in a key and its value: rows that do not see the key are untouched, rows that do are NaN."""
+    j = data.draw(st.integers(0, case.key.shape[2] - 1))
+    seen = regard.attention(case.query, case.key, mask=case.mask, offset=case.offset).call.allowed()
+    seen = seen.expand(*case.query.shape[:3], case.key.shape[2])[..., j]
+    arguments = {"mask": case.mask, "scale": case.scale, "offset": case.offset, "backend": SMALL}
+    clean = regard.attention(case.query, case.key, **arguments)
+    key, value = case.key.clone(), case.value.clone()
+    key[:, :, j] = float("nan")
+    value[:, :, j] = float("nan")
+    for A in (regard.attention(case.query, key, **arguments), clean):
+        got, due = A @ value, clean @ case.value
+        assert torch.equal(got[~seen], due[~seen])
+        assert bool(got[seen].isnan().all())
+
+
+SIZE = 600
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [full, causal, causal_from(5), window(40), padding([SIZE - 7]), ~causal, causal & window(30) | padding([9]),
+     regard.masks.dense(torch.rand(SIZE, SIZE) < 0.5), regard.masks.where(lambda b, h, i, j: (i + j) % 3 > 0)],
+    ids=lambda m: m.expression,
+)  # fmt: skip
+@pytest.mark.parametrize("question", [*QUESTIONS[:-1], None], ids=repr)
+def test_no_operator_returns_a_matrix(mask, question):
+    """Forward and backward, no tensor of queries × keys elements, nor a quarter of it."""
+    x = torch.randn(1, 1, SIZE, 4, requires_grad=True)
+    tiled = Tiled(elements=1 << 12, columns=64, grain=32)
+    A = regard.attention(x, x, mask=mask, backend=tiled)
+    with Largest() as largest:
+        answer = A @ x if question is None else next(iter(A.read(question).values()))
+        tensor = answer if isinstance(answer, torch.Tensor) else answer.values
+        if not (getattr(question, "reduce", None) == "max"):
+            tensor.masked_fill(tensor.isneginf(), 0).sum().backward()
+    assert largest.elements < SIZE * SIZE // 4, largest.by
+
+
+def test_the_watch_sees_a_matrix():
+    x = torch.randn(1, 1, SIZE, 4)
+    with Largest() as largest:
+        regard.attention(x, x, backend="reference").entropy()
+    assert largest.elements == SIZE * SIZE
+
+
+def test_gradcheck():
+    """The hand-written backward against finite differences, for output, A.mT @ r, log-sum-exp, entropy and received."""
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 2, 5, 3, dtype=torch.float64), torch.randn(1, 1, 6, 3, dtype=torch.float64)
+    v, r = torch.randn(1, 2, 6, 2, dtype=torch.float64), torch.randn(1, 2, 5, 2, dtype=torch.float64)
+    for t in (q, k, v, r):
+        t.requires_grad_()
+
+    def ask(q, k, v, r):
+        A = regard.attention(q, k, mask=window(2, 1), backend=SMALL)
+        reading = A.read(regard.readouts.LogSumExp(), regard.readouts.Entropy(), regard.readouts.Received(), value=v)
+        return reading.output, A.mT @ r, reading.logsumexp, reading.entropy, reading.received
+
+    assert torch.autograd.gradcheck(ask, (q, k, v, r))
+
+
+def test_gradients_of_gradients_are_refused_not_wrong():
+    x = torch.randn(4, 3, requires_grad=True)
+    (first,) = torch.autograd.grad((regard.attention(x, x) @ x).sum(), x, create_graph=True)
+    with pytest.raises(regard.Unsupported, match="first derivatives only"):
+        first.sum().backward()
+    A = regard.attention(x, x, backend="reference")
+    (first,) = torch.autograd.grad((A @ x).sum(), x, create_graph=True)
+    first.sum().backward()
+    assert x.grad is not None
