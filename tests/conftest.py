@@ -1,4 +1,4 @@
-"""hypothesis draws the same examples every time; HYPOTHESIS_PROFILE=long draws ten times as many, and others each time."""
+"""hypothesis draws the same examples each time; HYPOTHESIS_PROFILE=long draws ten times as many, never the same."""
 
 from __future__ import annotations
 

@@ -25,9 +25,7 @@ from regard.pretrained import Pretrained, Refused, Tokens, load, tokenize
 from regard.view import looks as view
 from regard.view.terminal import bar, safe, show
 
-demo = pytest.mark.skipif(
-    importlib.util.find_spec(pretrained.PACKAGE) is None, reason="the demo extra is not installed"
-)
+demo = pytest.mark.skipif(importlib.util.find_spec(pretrained.PACKAGE) is None, reason="the demo extra is not installed")
 TIRED = "The animal didn't cross the street because it was too tired."
 WIDE = "The animal didn't cross the street because it was too wide."
 
@@ -94,9 +92,7 @@ def test_without_a_token_every_token_has_its_strongest_look(loaded: Pretrained) 
 
 
 @demo
-def test_what_a_user_got_wrong_is_one_sentence(
-    loaded: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_user_got_wrong_is_one_sentence(loaded: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the text is empty" in complaint("view", " ")
     assert "the token is empty" in complaint("view", TIRED, "--token", "")
     text = complaint("view", "The animal", "--token", "dog")
@@ -232,9 +228,7 @@ def test_heads_are_ranked_by_their_largest_weight_anywhere() -> None:
 )
 def test_a_token_is_a_piece_or_a_whole_word(wanted: str, places: list[int]) -> None:
     spans = ((0, 0), (0, 2), (3, 4), (4, 6), (6, 9), (9, 10))
-    tokens = Tokens(
-        "It bitter.", tuple(range(6)), ("[CLS]", "It", "b", "it", "ter", "."), spans, (True,) + (False,) * 5
-    )
+    tokens = Tokens("It bitter.", tuple(range(6)), ("[CLS]", "It", "b", "it", "ter", "."), spans, (True,) + (False,) * 5)
     if places:
         assert view.occurrences([tokens], wanted) == [places]
     else:
@@ -253,9 +247,7 @@ def test_bars_are_true_to_an_eighth(weight: float, drawn: str) -> None:
     assert len(bar(weight, 4, ascii_only=True)) == round(weight * 4)
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"), [("\x1b[0m", "\\x1b[0m"), ("a\nb", "a\\nb"), ("é漢", "é漢"), ("\u202e", "\\u202e")]
-)
+@pytest.mark.parametrize(("text", "shown"), [("\x1b[0m", "\\x1b[0m"), ("a\nb", "a\\nb"), ("é漢", "é漢"), ("\u202e", "\\u202e")])
 def test_control_characters_are_shown_and_not_obeyed(text: str, shown: str) -> None:
     assert safe(text) == shown
 

@@ -91,7 +91,6 @@ def test_a_wrong_answer_is_reported_with_error_and_budget():
 @given(case=cases(dtypes=(torch.float32,)), bad=st.sampled_from((float("nan"), float("inf"))), data=st.data())
 def test_what_is_hidden_from_everyone_reaches_nothing(case, bad, data):
     """NaN or inf in keys and values that no query sees: answers and gradients are those of clean tensors."""
-    batch, heads, queries, _ = case.query.shape
     keys = case.key.shape[2]
     hidden = data.draw(st.sets(st.integers(0, keys - 1), min_size=1))
     keep = torch.tensor([[j not in hidden for j in range(keys)]])
@@ -152,7 +151,7 @@ def test_no_operator_returns_a_matrix(mask, question):
     with Largest() as largest:
         answer = A @ x if question is None else next(iter(A.read(question).values()))
         tensor = answer if isinstance(answer, torch.Tensor) else answer.values
-        if not (getattr(question, "reduce", None) == "max"):
+        if getattr(question, "reduce", None) != "max":
             tensor.masked_fill(tensor.isneginf(), 0).sum().backward()
     assert largest.elements < SIZE * SIZE // 4, largest.by
 

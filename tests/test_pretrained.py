@@ -28,9 +28,7 @@ from regard import pretrained
 from regard.checks import Unsupported
 from regard.pretrained import Pretrained, Refused, load, positions, tokenize
 
-demo = pytest.mark.skipif(
-    importlib.util.find_spec(pretrained.PACKAGE) is None, reason="the demo extra is not installed"
-)
+demo = pytest.mark.skipif(importlib.util.find_spec(pretrained.PACKAGE) is None, reason="the demo extra is not installed")
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "animal", "was", "ti", "##red", "!"]
 
 

@@ -284,9 +284,7 @@ class Layer(torch.nn.Module):
         (1, True, torch.ones(1, 6, dtype=torch.bool)),
     ],
 )
-def test_without_a_mask_the_layer_says_whether_it_is_causal(
-    queries: int, is_causal: bool | None, wanted: torch.Tensor
-) -> None:
+def test_without_a_mask_the_layer_says_whether_it_is_causal(queries: int, is_causal: bool | None, wanted: torch.Tensor) -> None:
     q, k, v = torch.randn(1, 2, queries, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 5)
     output, weights = adapter.attention_forward(Layer(), q, k, v, None, 0.0, 0.3, is_causal=is_causal)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, wanted, scale=0.3)

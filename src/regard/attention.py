@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -85,6 +85,8 @@ class Attention:
     backend: str | Backend | None = None
     log_sum: Tensor | None = None  # (batch, heads, queries), where somebody has it already
     _found: dict[str, Tensor] = field(default_factory=dict, repr=False)  # the log-sum-exp, once a question found it
+
+    __array_ufunc__: ClassVar[None] = None  # NumPy's operators come to us instead of reading the matrix row by row
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -238,9 +240,7 @@ class Attention:
         if self.call.whole is None:
             return None
         question = readouts.LogSumExp()
-        (parts,), found = backends.choose(self.call.whole, question, self.backend).read(
-            self.call.whole, [question], None
-        )
+        (parts,), found = backends.choose(self.call.whole, question, self.backend).read(self.call.whole, [question], None)
         self._remember(found)
         return parts[0]
 
@@ -256,9 +256,7 @@ class Attention:
         heads = (self.call.key.shape[1], self.call.shape[1])
         return self._operand("A @ v", "values", "keys", value, self.call.shape[3], heads)
 
-    def _operand(
-        self, operation: str, name: str, axis: str, given: Tensor, length: int, heads: tuple[int, ...]
-    ) -> Tensor:
+    def _operand(self, operation: str, name: str, axis: str, given: Tensor, length: int, heads: tuple[int, ...]) -> Tensor:
         tensor = checks.operand(operation, name, given, self.device)
         if tensor.ndim == 0:
             raise checks.ShapeError(f"{operation}: {name} must have one row for each of {length} {axis}; got a number.")

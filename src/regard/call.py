@@ -64,9 +64,7 @@ class Call:
     ) -> Bool[Tensor, "b h r c"]:
         """Which pairs of a tile may meet; axes on which the mask does not depend have size 1."""
         axes = self.axes
-        b, h, i, j = grid(
-            axes.batch[batch], axes.heads, axes.queries[rows], axes.keys[columns], device=self.query.device
-        )
+        b, h, i, j = grid(axes.batch[batch], axes.heads, axes.queries[rows], axes.keys[columns], device=self.query.device)
         seen = self.mask._allows(b, h, i, j, i + self.shift(b))
         return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
 

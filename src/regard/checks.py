@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 MASK_AS_BOOLEAN = "a mask is not true or false: combine masks with & | ~ instead of and, or, not; got `{mask}`."
-TENSOR_TIMES_MATRIX = "v @ A is not a question to an attention matrix: A @ v averages the values of the keys, A.mT @ r sums over the queries."
+TENSOR_TIMES_MATRIX = (
+    "v @ A is not a question to an attention matrix: A @ v averages the values of the keys, A.mT @ r sums over the queries."
+)
 
 
 class ShapeError(ValueError):
@@ -130,9 +132,7 @@ def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> i
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(
-            f"attention: offset must be None, an int or an integer tensor of shape (batch,); got {value!r}."
-        )
+        raise TypeError(f"attention: offset must be None, an int or an integer tensor of shape (batch,); got {value!r}.")
     if value.ndim == 0:
         return int(value)
     if tuple(value.shape) != (batch,):

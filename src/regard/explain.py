@@ -45,7 +45,8 @@ class Explanation:
         head = [
             f"attention (batch, heads, queries, keys) = {self.shape}",
             self.mask,
-            f"computed: {self.visible:,} of {pairs:,} weights ({share:.1%}); stored: none (dense: {checks.human(self.dense_bytes)})",
+            f"computed: {self.visible:,} of {pairs:,} weights ({share:.1%}); "
+            f"stored: none (dense: {checks.human(self.dense_bytes)})",
         ]
         for line in self.lines:
             cost = f"{line.flops / 1e9:,.3g} GFLOP, answer {checks.human(line.answer_bytes)}"

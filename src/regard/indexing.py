@@ -24,6 +24,7 @@ PAIRS = 128  # pairs of (query, key) that are looked up at once
 def select(A: Attention, index: Index) -> Any:
     """The part of A that index names."""
     *leading, rows, columns = _expanded(index, A)
+    A.call.check_unchanged()  # a part watches its own tensors, from now on
     part = _leading(A, leading) if any(not _is_all(item) for item in leading) else A
     if isinstance(rows, slice) and isinstance(columns, slice):
         return _columns(_rows(part, rows), columns)
@@ -63,12 +64,11 @@ def _expanded(index: Index, A: Attention) -> list[Any]:
     items = [_item(item, size, axis) for item, size, axis in zip(given, A.shape, axes, strict=True)]
     picks = [n for n, item in enumerate(items) if isinstance(item, Tensor)]
     if len(picks) > 1 and picks != [ndim - 2, ndim - 1]:
-        raise IndexError(
-            "A[…]: index tensors on more than one dimension go on queries and keys together, and nowhere else."
-        )
+        raise IndexError("A[…]: index tensors on more than one dimension go on queries and keys together, and nowhere else.")
     for n in picks:
-        if axes[n] == "heads" and items[n].ndim != 1:
-            raise IndexError(f"A[…]: an index tensor on heads has one dimension; got shape {tuple(items[n].shape)}.")
+        item = items[n]
+        if axes[n] == "heads" and isinstance(item, Tensor) and item.ndim != 1:
+            raise IndexError(f"A[…]: an index tensor on heads has one dimension; got shape {tuple(item.shape)}.")
     return items
 
 
@@ -160,9 +160,7 @@ def _leading(A: Attention, items: list[Any]) -> Attention:
             whole=None if call.whole is None else narrowed(call.whole),
         )
 
-    return _rebuilt(
-        A, narrowed(call), Layout(tuple(batch.shape), count), lambda t: _taken(_taken(t, 0, batches), 1, heads)
-    )
+    return _rebuilt(A, narrowed(call), Layout(tuple(batch.shape), count), lambda t: _taken(_taken(t, 0, batches), 1, heads))
 
 
 def _heads_of_key(key: Tensor, heads: int, picked: slice | list[int]) -> Tensor:

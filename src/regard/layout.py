@@ -62,8 +62,5 @@ class Layout:
             column = column[..., None, :, :]
         elif column.ndim == 2:
             column = column[None]
-        return (
-            column.expand(*self.batch, *column.shape[-3:]).reshape(-1, *column.shape[-3:])
-            if self.batch
-            else (column.reshape(1, *column.shape[-3:]))
-        )
+        rest = column.shape[-3:]
+        return column.expand(*self.batch, *rest).reshape(math.prod(self.batch), *rest)

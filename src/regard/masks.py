@@ -23,7 +23,7 @@ EMPTY, MIXED, FULL = 0, 1, 2  # ordered, so that & is the minimum, | the maximum
 
 Ints = NDArray[np.int64]
 Kinds = NDArray[np.int8]
-Bound = Any  # an int, a tensor or an array: bounds are plain arithmetic, which all three share
+Bound = Any  # an int, a tensor or an array (bounds are plain arithmetic, which all three share), or None: no end
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,11 @@ class Mask(ABC):
         shape = torch.broadcast_shapes(b.shape, h.shape, i.shape, j.shape)
         return self._allows(b, h, i, j, i + shift).expand(shape)
 
-    def to_dense(
-        self, queries: int, keys: int, batch: int = 1, heads: int = 1, offset: int | Tensor | None = None
-    ) -> Tensor:
+    def to_dense(self, queries: int, keys: int, batch: int = 1, heads: int = 1, offset: int | Tensor | None = None) -> Tensor:
         """The mask as booleans, shape (batch, heads, queries, keys). offset None = keys - queries."""
         checks.mask_lies_on("to_dense", self, batch, heads, queries, keys)
         device = next((t.device for t in self.tensors()), torch.device("cpu"))
-        b, h, i, j = grid(*map(range, (batch, heads, queries, keys)), device=device)
+        b, h, i, j = grid(range(batch), range(heads), range(queries), range(keys), device)
         return self.allows(b, h, i, j, keys - queries if offset is None else offset).contiguous()
 
     def draw(self, queries: int, keys: int, offset: int | None = None, cells: int = 16) -> str:
@@ -178,7 +176,7 @@ class Interval(Mask):
     """A mask in which each query sees one run of keys, low ≤ key ≤ high, whose ends never move left as queries go on."""
 
     @abstractmethod
-    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound | None, Bound | None]:
+    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound, Bound]:
         """The first and the last key seen; None = no end on that side."""
 
     def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
@@ -200,7 +198,7 @@ class Interval(Mask):
             empty |= box.key_low > high_last
         return np.where(empty, EMPTY, np.where(full, FULL, MIXED)).astype(np.int8)
 
-    def _extremes(self, box: Box) -> tuple[tuple[Bound | None, Bound | None], tuple[Bound | None, Bound | None]]:
+    def _extremes(self, box: Box) -> tuple[tuple[Bound, Bound], tuple[Bound, Bound]]:
         """The bounds of the box's first and of its last query."""
         first = self.bounds(None, box.query_low, box.query_low + box.offset_low)
         last = self.bounds(None, box.query_high, box.query_high + box.offset_high)
@@ -226,7 +224,7 @@ class Full(Mask):
 class Causal(Interval):
     """key ≤ position: a query sees itself and what came before it."""
 
-    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound | None, Bound | None]:
+    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound, Bound]:
         return None, position
 
     @property
@@ -240,7 +238,7 @@ class CausalFrom(Interval):
 
     start: int
 
-    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound | None, Bound | None]:
+    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound, Bound]:
         return None, query + self.start
 
     @property
@@ -259,7 +257,7 @@ class Window(Interval):
     left: int
     right: int
 
-    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound | None, Bound | None]:
+    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound, Bound]:
         return position - self.left, position + self.right
 
     @property
@@ -281,11 +279,11 @@ class Lengths(Interval):
     def _tensor(self, device: torch.device) -> Tensor:
         return self.lengths.tensor if isinstance(self.lengths, Held) else torch.tensor(self.lengths, device=device)
 
-    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound | None, Bound | None]:
+    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound, Bound]:
         lengths = self._tensor(batch.device)
         return None, lengths[batch if len(lengths) > 1 else batch * 0] - 1
 
-    def _extremes(self, box: Box) -> tuple[tuple[Bound | None, Bound | None], tuple[Bound | None, Bound | None]]:
+    def _extremes(self, box: Box) -> tuple[tuple[Bound, Bound], tuple[Bound, Bound]]:
         lengths = self._tensor(torch.device("cpu")).cpu().numpy()
         seen = lengths[np.asarray(box.batch)] if len(lengths) > 1 else lengths
         return (None, int(seen.min()) - 1), (None, int(seen.max()) - 1)
@@ -295,9 +293,7 @@ class Lengths(Interval):
 
     def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
         count = len(self._tensor(torch.device("cpu")))
-        return (
-            [] if batch is None or count in (1, batch) else [f"padding has {count} lengths and the batch {batch} rows"]
-        )
+        return [] if batch is None or count in (1, batch) else [f"padding has {count} lengths and the batch {batch} rows"]
 
     @property
     def expression(self) -> str:
@@ -327,7 +323,7 @@ class Keep(Mask):
     def box(self, box: Box) -> Kinds:
         rows = self._rows().cpu().numpy()
         seen = rows[np.asarray(box.batch)] if len(rows) > 1 else rows
-        return _count_kinds(seen.any(0), seen.all(0), box.key_low, box.key_high)
+        return _count_kinds(np.any(seen, 0), np.all(seen, 0), box.key_low, box.key_high)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.keep.tensor,)

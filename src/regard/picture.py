@@ -24,15 +24,13 @@ SIDE = 64  # bins of a thumbnail
 SHOWN = 16  # heads shown
 
 
-def draw_mask(
-    mask: Mask, rows: range, columns: range, offset: int, cells: int = 16, batch: int = 0, head: int = 0
-) -> str:
+def draw_mask(mask: Mask, rows: range, columns: range, offset: int, cells: int = 16, batch: int = 0, head: int = 0) -> str:
     """The mask over rows × columns in at most cells × cells symbols; every cell is exact, none is guessed."""
     tall, wide = (max(1, -(-len(n) // cells)) for n in (rows, columns))
 
     def kind(rows: range, columns: range) -> int:
-        low_high = (np.array([n]) for axis in (rows, columns) for n in (axis[0], axis[-1]))
-        found = int(mask.box(Box((batch,), (head,), *low_high, offset, offset))[0])
+        top, bottom, left, right = (np.array([n]) for axis in (rows, columns) for n in (axis[0], axis[-1]))
+        found = int(mask.box(Box((batch,), (head,), top, bottom, left, right, offset, offset))[0])
         if found != MIXED:
             return found
         if len(rows) * len(columns) <= LOOKED_AT:

@@ -61,9 +61,7 @@ def load(name_or_dir: str | Path | None = None) -> Pretrained:
         model, tokenizer, missing = _read_hub(source) if isinstance(source, str) else _read(source, offline=True)
     # A head that is not in the file would be random; the pooler comes after all attention.
     if absent := sorted(key for key in missing if "pooler" not in key):
-        raise Refused(
-            f"the model {name!r} is incomplete: {len(absent)} weights are not in its files, first {absent[0]}."
-        )
+        raise Refused(f"the model {name!r} is incomplete: {len(absent)} weights are not in its files, first {absent[0]}.")
     regard.transformers.require(model)
     return Pretrained(model.eval(), tokenizer, name, revision or (_cached(source) if isinstance(source, str) else None))
 
@@ -77,9 +75,7 @@ def tokenize(pretrained: Pretrained, text: str) -> Tokens:
         raise Refused(f"the tokenizer of {pretrained.name!r} does not say where its tokens stand in the text.")
     with _quiet():  # its own remark about long texts comes as an error below
         # Both switched off by name: a tokenizer's file may cut and fill to a length of its own.
-        read = tokenizer(
-            text, truncation=False, padding=False, return_offsets_mapping=True, return_special_tokens_mask=True
-        )
+        read = tokenizer(text, truncation=False, padding=False, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, spans = read["input_ids"], read["offset_mapping"]
     limit = positions(pretrained.model)
     if limit is not None and len(ids) > limit:
@@ -173,9 +169,7 @@ def _read(source: str | Path, offline: bool) -> tuple[Any, Any, set[str]]:
     options = {"local_files_only": offline, "trust_remote_code": False}
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, report = AutoModel.from_pretrained(
-            source, attn_implementation="regard", output_loading_info=True, **options
-        )
+        model, report = AutoModel.from_pretrained(source, attn_implementation="regard", output_loading_info=True, **options)
     return model, tokenizer, set(report["missing_keys"])
 
 
@@ -216,9 +210,7 @@ def _ask_hub(name: str) -> None:
             f"there is no model {name!r}: {looked}, and the Hugging Face Hub knows no public model of that name."
         ) from error
     except HfHubHTTPError as error:
-        raise Refused(
-            f"the model {name!r} was not found: {looked}, and the Hub answered: {_first_sentence(error)}"
-        ) from error
+        raise Refused(f"the model {name!r} was not found: {looked}, and the Hub answered: {_first_sentence(error)}") from error
     except Exception as error:
         raise Refused(
             f"the model {name!r} was not found: {looked}, and the Hugging Face Hub cannot be reached; with a network "

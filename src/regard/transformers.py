@@ -177,7 +177,7 @@ def _from_tensor(mask: Tensor) -> masks.Mask:
     if mask.dtype == torch.bool:
         return masks.dense(mask)
     version = masks.version(mask)
-    known: tuple[int, masks.Mask] | None = _read_before.get(mask)  # type: ignore[no-untyped-call]
+    known: tuple[int, masks.Mask] | None = _read_before.get(mask)
     if known is not None and known[0] == version:
         return known[1]
     if not mask.is_floating_point():
@@ -224,7 +224,7 @@ class _IndexFunction:
         indices = (batch, head, query + self.q_offset, key + self.kv_offset)
         if not self.one_by_one:
             return self.function(*indices)
-        indices = torch.broadcast_tensors(*indices)  # type: ignore[no-untyped-call]
+        indices = torch.broadcast_tensors(*indices)
         with theirs.TransformGetItemToIndex():
             allowed: Tensor = torch.vmap(self.function)(*(x.flatten() for x in indices))
         return allowed.view(indices[0].shape)

@@ -35,14 +35,18 @@ def named(backend: str | Backend) -> Backend:
 
 def available() -> list[tuple[str, list[str]]]:
     """Every backend with the reasons why it cannot be used on this machine; none if it can."""
-    found = []
+    found: list[tuple[str, list[str]]] = []
     for name, make in BACKENDS.items():
-        try:
-            make()
-            found.append((name, []))
-        except ImportError as error:
-            found.append((name, [str(error)]))
+        found.append((name, _missing(make)))
     return found
+
+
+def _missing(make: Callable[[], Backend]) -> list[str]:
+    try:
+        make()
+    except ImportError as error:
+        return [str(error)]
+    return []
 
 
 def choose(call: Call, readout: Readout | None, demanded: str | Backend | None) -> Backend:

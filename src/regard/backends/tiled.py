@@ -35,9 +35,9 @@ HIDDEN = float("-inf")
 class Tiled(Backend):
     """Tiles of at most `elements` scores over all heads: `columns` keys wide, and as many rows as fit."""
 
-    elements: int = 1 << 20
-    columns: int = 1024
-    grain: int = 256  # keys per tile of the plan: neighbouring tiles are joined up to `columns`
+    elements: int = 1 << 18
+    columns: int = 512
+    grain: int = 128  # keys per tile of the plan: neighbouring tiles are joined up to `columns`
     least_rows: int = 16
 
     name: ClassVar[str] = "tiled"
@@ -99,7 +99,7 @@ class _Read(torch.autograd.Function):
         answer_grads, log_sum_grad = _split(grads, ctx.readouts)
         call = replace(ctx.call, query=tensors[0], key=tensors[1])
         operands = iter(tensors[2:])
-        gradients: list[Tensor | None] = []  # of the operands, readout by readout
+        gradients: list[Any] = []  # of the operands, readout by readout
         asked = []
         for readout, parts, given in zip(ctx.readouts, answers, answer_grads, strict=True):
             own = [next(operands) for _ in readout.operands]
@@ -108,7 +108,7 @@ class _Read(torch.autograd.Function):
             gradients += sums
             if wanted:
                 filled = tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parts, given, strict=True))
-                asked.append(Asked(readout.with_operands(*own), parts, filled, tuple(sums)))
+                asked.append(Asked(readout.with_operands(*own), parts, filled, tuple(s for s in sums if s is not None)))
         query, key, delta = _backward(ctx.tiled, call, asked, log_sum, log_sum_grad, ctx.given)
         cast = (
             _once(g.to(t.dtype), tensors) if needed and g is not None else None
@@ -133,7 +133,7 @@ class _Once(torch.autograd.Function):
 
 
 def _once(gradient: Tensor, of: Sequence[Tensor]) -> Tensor:
-    return _Once.apply(gradient, *of) if torch.is_grad_enabled() else gradient  # type: ignore[no-any-return]
+    return _Once.apply(gradient, *of) if torch.is_grad_enabled() else gradient
 
 
 # -- walking the tiles ------------------------------------------------------------------------------------------------
@@ -196,9 +196,7 @@ class Walk:
         scores = dots(query, place.of_columns(self.key))
         return scores if place.hidden is None else scores.masked_fill_(place.hidden, HIDDEN)
 
-    def tiles(
-        self, log_sum: Tensor, wanted: Callable[[Place], bool] | None = None
-    ) -> Iterator[tuple[Finished, Tensor]]:
+    def tiles(self, log_sum: Tensor, wanted: Callable[[Place], bool] | None = None) -> Iterator[tuple[Finished, Tensor]]:
         """Every visible tile of weights that somebody wants, each with its scaled queries."""
         for batch, plan in self.chunks():
             for row, rows in self.rows(plan):
@@ -230,9 +228,7 @@ def _fields(place: Place) -> dict[str, Any]:
 # -- forward ----------------------------------------------------------------------------------------------------------
 
 
-def _forward(
-    tiled: Tiled, call: Call, readouts: Sequence[Readout], log_sum: Tensor | None
-) -> tuple[list[Parts], Tensor]:
+def _forward(tiled: Tiled, call: Call, readouts: Sequence[Readout], log_sum: Tensor | None) -> tuple[list[Parts], Tensor]:
     with torch.no_grad(), torch.autocast(call.device.type, enabled=False):
         walk = Walk.over(tiled, call)
         online = [r for r in readouts if isinstance(r, OnlineReadout)]
@@ -274,9 +270,7 @@ def _sweep_rows(
         here = weights.sum(-1)
         total = rescale * total + here
         rise = (base - peak).masked_fill(peak == HIDDEN, 0)
-        tile = Scored(
-            **_fields(place), scores=scores, centred=centred, weights=weights, total=here, rise=rise, rescale=rescale
-        )
+        tile = Scored(**_fields(place), scores=scores, centred=centred, weights=weights, total=here, rise=rise, rescale=rescale)
         states = [readout.merge(state, tile) for readout, state in zip(readouts, states, strict=True)]
         peak = higher
     empty = peak == HIDDEN

@@ -36,9 +36,7 @@ class Diagonal(FinishedReadout):
 
     def touches(self, call: Call, rows: slice, columns: slice) -> bool:
         positions, keys = call.positions(rows=rows) + self.distance, call.columns(columns)
-        return bool(
-            positions.numel() and keys.numel() and positions.max() >= keys.min() and positions.min() <= keys.max()
-        )
+        return bool(positions.numel() and keys.numel() and positions.max() >= keys.min() and positions.min() <= keys.max())
 
     def add(self, state: Tensor, tile: Finished) -> None:
         tile.of_rows(state).add_(tile.weights.masked_fill(~self._on(tile), 0).sum(-1))

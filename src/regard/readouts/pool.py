@@ -35,16 +35,13 @@ class Pool(FinishedReadout):
 
     def dense(self, matrix: Dense) -> Parts:
         weights, (rows, columns) = matrix.weights, self.bins
-        bounds = [
-            [a * n // bins for a in range(bins + 1)] for n, bins in zip(weights.shape[-2:], self.bins, strict=True)
-        ]
+        bounds = [[a * n // bins for a in range(bins + 1)] for n, bins in zip(weights.shape[-2:], self.bins, strict=True)]
         picture = []
         for a in range(rows):
             for b in range(columns):
                 cell = weights[..., bounds[0][a] : bounds[0][a + 1], bounds[1][b] : bounds[1][b + 1]].flatten(-2)
                 empty = weights.new_zeros(weights.shape[:2])
-                reduced = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax}[self.reduce]
-                picture.append(reduced(cell, -1) if cell.shape[-1] else empty)
+                picture.append(getattr(cell, self.reduce.replace("max", "amax"))(-1) if cell.shape[-1] else empty)
         return (torch.stack(picture, -1).unflatten(-1, self.bins),)
 
     def start(self, call: Call) -> Tensor:

@@ -104,7 +104,7 @@ def condition(case: Case) -> float:
 
 def answers(backend: Backend, case: Case, questions: Sequence[Readout], gradients: bool = True) -> list[Answer]:
     """What a backend says to every question, and the gradients of a drawn mixture of all of them."""
-    case = replace(case, **{n: t.detach().requires_grad_(gradients) for n, t in zip(INPUTS, case.tensors, strict=True)})
+    case = _with(case, [t.detach().requires_grad_(gradients) for t in case.tensors])
     A = regard.attention(case.query, case.key, mask=case.mask, scale=case.scale, offset=case.offset, backend=backend)
     folded = [Transposed(case.r.expand(*case.r.shape)), Output(case.value)]
     asked = [*questions, *folded]
@@ -133,9 +133,13 @@ def answers(backend: Backend, case: Case, questions: Sequence[Readout], gradient
     return found
 
 
+def _with(case: Case, tensors: Sequence[Tensor]) -> Case:
+    query, key, value, r = tensors
+    return replace(case, query=query, key=key, value=value, r=r)
+
+
 def _in(case: Case, dtype: torch.dtype) -> Case:
-    scaled = {n: t.detach().to(dtype) for n, t in zip(INPUTS, case.tensors, strict=True)}
-    return replace(case, **scaled)
+    return _with(case, [t.detach().to(dtype) for t in case.tensors])
 
 
 def _without_gradient(question: Readout) -> bool:
@@ -169,7 +173,7 @@ def _magnitude(case: Case, question: Readout, tensor: Tensor) -> float:
 
 def _gradient_magnitude(case: Case, name: str, questions: int, received: float) -> float:
     """The same for the gradients: A ∘ dL/dA by its parts (A |ln A| < 1), times what the chain rule multiplies it with."""
-    _, heads, queries, dim = case.query.shape
+    _, heads, _, dim = case.query.shape
     from_above = 4.0  # a normal number that is not met
     products = case.value.shape[-1] * _most(case.value) + case.r.shape[-1] * _most(case.r)
     pulled = from_above * (2 * questions + products)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import hypothesis.strategies as st
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from regard import masks
 from regard.masks import Mask
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,9 @@ def drawn_masks(size: Sizes) -> SearchStrategy[Mask]:
 
 
 @st.composite
-def cases(draw: DrawFn, dtypes: Any = (torch.float64, torch.float32, torch.bfloat16), **lengths: int) -> Case:
+def cases(draw: DrawFn, /, dtypes: Sequence[torch.dtype] = DTYPES, least: int = 1, most: int = 24) -> Case:
     """A whole problem: flat, peaked or ascending scores; strided inputs; offsets; shared and grouped values."""
-    size = draw(sizes(**lengths))
+    size = draw(sizes(least, most))
     dtype = draw(st.sampled_from(tuple(dtypes)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
 
