@@ -151,7 +151,6 @@ CALL = [
         "attention: backend must be one of 'tiled', 'reference'",
         "; got 'quantum'.",
     ),
-    row(ValueError, lambda: matrix(backend=3), "attention: backend must be one of 'tiled', ", "; got 3."),
     row(
         Unsupported,
         lambda: matrix(backend=Absent()).entropy(),

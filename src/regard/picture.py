@@ -58,22 +58,25 @@ def html_of(attention: Attention) -> str:
     """Thumbnails of the heads of the first batch row, each pooled to at most 64 × 64 and as dark as its weights."""
     title = html.escape(repr(attention))
     batch, heads, queries, keys = attention.call.shape
-    first = attention[(0,) * (attention.ndim - 3)] if attention.ndim > 3 else attention
     if not all(attention.call.shape):
         return f"<p><code>{title}</code>: nothing to draw.</p>"
     if heads * queries * keys > SWEEP_LIMIT:
         return f"<p><code>{title}</code>: too large to be drawn unasked; ask for A.pool((64, 64)).</p>"
     bins = (min(SIDE, queries), min(SIDE, keys))
-    pooled = first.pool(bins).detach().float().reshape(heads, *bins).cpu().numpy()
-    figures = "".join(_figure(image, head) for head, image in enumerate(pooled[:SHOWN]))
-    more = "" if batch * heads <= SHOWN else f" (batch row 0, {min(heads, SHOWN)} of {heads} heads)"
+    first = attention[(0,) * len(attention.layout.batch)]
+    first = first if attention.layout.heads is None else first[:SHOWN]
+    pooled = first.pool(bins).detach().float().reshape(-1, *bins).cpu().numpy()
+    figures = "".join(_figure(image, head) for head, image in enumerate(pooled))
+    more = "" if batch == 1 and heads <= SHOWN else f" (batch row 0, {len(pooled)} of {heads} heads)"
     note = f"mean weight in {bins[0]} × {bins[1]} bins; queries run down, keys across{more}"
     return f"<div><code>{title}</code><br>{note}<div style='display:flex;flex-wrap:wrap;gap:8px'>{figures}</div></div>"
 
 
 def _figure(image: NDArray[np.float32], head: int) -> str:
+    unknown = int(np.isnan(image).sum())
+    image = np.nan_to_num(image)
     top = float(image.max())
-    caption = f"head {head}: up to {top:.3g}"
+    caption = f"head {head}: up to {top:.3g}" + (f", NaN in {unknown} bins" if unknown else "")
     dark = np.sqrt(image / top) if top > 0 else image
     data = base64.b64encode(png(255 - np.round(255 * dark).astype(np.uint8))).decode()
     return (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def average(
-    weights: Float[Tensor, "b h r c"], value: Float[Tensor, "b kv c d"], hidden: Bool[Tensor, "#b #h r c"] | None
+    weights: Float[Tensor, "b h r c"], value: Float[Tensor, "b kv c d"], hidden: Bool[Tensor, "#b #h #r #c"] | None
 ) -> Float[Tensor, "b h r d"]:
     """Σ_c weights · value, row by row."""
     return _guarded(_rows, weights, value, hidden)
@@ -23,7 +23,7 @@ def average(
 def collect(
     weights: Float[Tensor, "b h r c"],
     rows: Float[Tensor, "b hr r d"],
-    hidden: Bool[Tensor, "#b #h r c"] | None,
+    hidden: Bool[Tensor, "#b #h #r #c"] | None,
     kv: int,
 ) -> Float[Tensor, "b kv c d"]:
     """Σ_r weightsᵀ · rows, column by column, summed over the heads of each of kv groups."""

@@ -92,7 +92,7 @@ class _Read(torch.autograd.Function):
         return flat
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # unpacked once: gradient checkpointing allows no second time
         flat, tensors = saved[: ctx.outputs], saved[ctx.outputs :]
         answers, log_sum = _split(flat, ctx.readouts)

@@ -39,7 +39,7 @@ class Place:
     batch: slice
     rows: slice
     columns: slice
-    hidden: Bool[Tensor, "#b #h r c"] | None  # None where every pair is seen
+    hidden: Bool[Tensor, "#b #h #r #c"] | None  # None where every pair is seen
 
     def of_rows(self, tensor: Tensor) -> Tensor:
         """The tile's part of something (batch, heads, queries, …)."""
