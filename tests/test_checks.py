@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -151,6 +152,7 @@ CALL = [
         "attention: backend must be one of 'tiled', 'reference'",
         "; got 'quantum'.",
     ),
+    row(ValueError, lambda: matrix(backend=3), "attention: backend must be one of 'tiled', ", "; got 3."),
     row(
         Unsupported,
         lambda: matrix(backend=Absent()).entropy(),
@@ -365,6 +367,15 @@ QUESTIONS = [
 ]
 
 ROWS = [*CALL, *MASKS, *QUESTIONS]
+
+
+@pytest.fixture(autouse=True)
+def as_users_call_it():
+    """Without the shape checks that only the test runner puts in front of the package's own."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize(("kind", "call", "fragments"), ROWS)

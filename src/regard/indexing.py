@@ -29,10 +29,10 @@ def select(A: Attention, index: Index) -> Any:
     if isinstance(rows, slice) and isinstance(columns, slice):
         return _columns(_rows(part, rows), columns)
     if isinstance(rows, int):
-        return _rows(part, [rows]).to_dense()[..., 0, :][..., columns]
+        return _rows(part, slice(rows, rows + 1)).to_dense()[..., 0, :][..., columns]
     if isinstance(rows, Tensor) and isinstance(columns, Tensor):
         return _pairs(part, rows, columns)
-    narrowed = _columns(_rows(part, _flat(rows)), [columns] if isinstance(columns, int) else _flat(columns))
+    narrowed = _columns(_rows(part, _flat(rows)), _flat(columns))
     numbers = narrowed.to_dense()
     if isinstance(columns, Tensor):
         return numbers.unflatten(-1, columns.shape) if columns.ndim != 1 else numbers
@@ -47,8 +47,16 @@ def _is_all(item: Any) -> bool:
     return isinstance(item, slice) and item == slice(None)
 
 
-def _flat(item: slice | Tensor) -> slice | list[int]:
-    return item if isinstance(item, slice) else item.flatten().tolist()
+def _flat(item: int | slice | Tensor) -> slice | list[int]:
+    if isinstance(item, int):
+        return slice(item, item + 1)
+    return item if isinstance(item, slice) else _run(item.flatten().tolist())
+
+
+def _run(places: list[int]) -> slice | list[int]:
+    """Neighbours in order as a slice, which takes a view and keeps the axis a range."""
+    first = places[0] if places else 0
+    return slice(first, first + len(places)) if places == list(range(first, first + len(places))) else places
 
 
 def _expanded(index: Index, A: Attention) -> list[Any]:
@@ -147,8 +155,8 @@ def _leading(A: Attention, items: list[Any]) -> Attention:
     if layout.heads is not None:
         picked = torch.arange(layout.heads)[items[-1]]
         count = len(picked) if picked.ndim else None
-        heads = items[-1] if isinstance(items[-1], slice) else picked.reshape(-1).tolist()
-    batches: Any = slice(None) if all(map(_is_all, batch_items)) else batch.reshape(-1).tolist()
+        heads = items[-1] if isinstance(items[-1], slice) else _run(picked.reshape(-1).tolist())
+    batches: Any = slice(None) if all(map(_is_all, batch_items)) else _run(batch.reshape(-1).tolist())
 
     def narrowed(call: Call) -> Call:
         axes = call.axes
@@ -171,7 +179,7 @@ def _heads_of_key(key: Tensor, heads: int, picked: slice | list[int]) -> Tensor:
     places = list(range(heads))[picked] if isinstance(picked, slice) else picked
     meets = [p // group for p in places]
     whole = [m for m in dict.fromkeys(meets) for _ in range(group)] == meets
-    return _taken(key, 1, list(dict.fromkeys(meets)) if whole else meets)
+    return _taken(key, 1, _run(list(dict.fromkeys(meets)) if whole else meets))
 
 
 def _rows(A: Attention, places: slice | list[int]) -> Attention:
