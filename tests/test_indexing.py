@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from regard.testing.strategies import Sizes, drawn_masks
 
 SMALL = Tiled(elements=64, columns=4, grain=2, least_rows=2)  # several tiles even in a small matrix
 
+MANY = settings(max_examples=3 * settings.default.max_examples)
 SHAPES = {  # leading dimensions of query and key
     "plain": ((), ()),
     "3-D": ((3,), (3,)),
@@ -108,8 +109,11 @@ def problems(draw, shapes=tuple(SHAPES), gradients: bool = False) -> Drawn:
 
 @st.composite
 def slices(draw, size: int) -> slice:
-    ends = st.none() | st.integers(-size - 2, size + 2)
-    return slice(draw(ends), draw(ends), draw(st.none() | st.integers(1, 3)))
+    if draw(st.booleans()):  # any, among them empty ones and those that reach beyond
+        ends = st.none() | st.integers(-size - 2, size + 2)
+        return slice(draw(ends), draw(ends), draw(st.none() | st.integers(1, 3)))
+    start = draw(st.integers(0, max(size - 1, 0)))
+    return slice(start, draw(st.integers(start + 1, size + 1)), draw(st.sampled_from((None, 1, 2))))
 
 
 def integers(size: int) -> st.SearchStrategy[Any]:
@@ -169,6 +173,7 @@ def same(found: Any, due: Tensor, tolerance: float = 1e-12, name: str = "") -> N
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
+@MANY
 @given(problems(), st.booleans(), st.data())
 def test_an_index_means_what_it_means_on_the_dense_matrix(drawn, warm, data):
     """Whether or not the matrix has remembered its log-sum-exp."""
@@ -325,6 +330,7 @@ def columns_for(W: Tensor, rows: int) -> Tensor:
     return torch.randn(*W.shape[:-2], rows, 2, generator=generator, dtype=torch.float64)
 
 
+@MANY
 @given(problems(), st.integers(1, 3), st.data())
 def test_every_readout_of_a_part_is_that_of_the_dense_part(drawn, depth, data):
     problem = built(drawn)

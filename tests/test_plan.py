@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import regard
 from regard import plan
-from regard.masks import Box, Mask, causal, dense, full, padding, where, window
+from regard.masks import Box, Mask, causal, causal_from, dense, full, padding, where, window
 from regard.plan import lay
 from regard.testing.strategies import Sizes, drawn_masks
 
@@ -37,21 +37,29 @@ def axis(draw, count: int, empty: bool = True) -> range | tuple[int, ...]:
 
 
 @st.composite
+def bands(draw, size: Sizes) -> Mask:
+    """Masks of few edges, in which most tiles are full or empty: where a plan can be wrong."""
+    reach = st.integers(0, size.keys)
+    lengths = st.lists(reach, min_size=size.batch, max_size=size.batch)
+    edge = draw(st.sampled_from((causal, causal_from(draw(reach) - size.queries // 2), full)))
+    band = window(draw(reach), draw(reach))
+    ends = padding(draw(st.one_of(lengths, lengths.map(torch.tensor))))
+    shape = draw(st.sampled_from((edge, band, ends, edge & band, edge & ends, band | ends, ends & (edge | band))))
+    return ~shape if draw(st.booleans()) else shape
+
+
+@st.composite
 def problems(draw) -> tuple:
+    """A mask, its sizes, offsets, batch rows, heads, queries and keys; tiles of rows × columns."""
     size = Sizes(draw(st.integers(1, 3)), draw(st.integers(1, 2)), 1, draw(st.integers(1, 24)), draw(st.integers(1, 24)), 1, 1)
     numbers = st.integers(-size.queries, size.keys)
     offset = draw(numbers | st.lists(numbers, min_size=size.batch, max_size=size.batch).map(tuple))
     axes = (axis(size.batch, False), axis(size.heads, False), axis(size.queries), axis(size.keys))
-    return (
-        size,
-        draw(drawn_masks(size)),
-        offset,
-        tuple(map(draw, axes)),
-        draw(st.integers(1, 7)),
-        draw(st.integers(1, 7)),
-    )
+    mask = draw(bands(size) | drawn_masks(size))
+    return size, mask, offset, tuple(map(draw, axes)), draw(st.integers(1, 7)), draw(st.integers(1, 7))
 
 
+@settings(max_examples=5 * settings.default.max_examples)
 @given(problems(), st.integers(1, 30))
 def test_steps_hold_every_visible_pair_once_and_full_ones_nothing_hidden(problem, widest):
     size, mask, offset, axes, rows, columns = problem

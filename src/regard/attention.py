@@ -186,6 +186,10 @@ class Attention:
         """A[i, p_i + offset], (…, heads, queries), p_i the position of query i; see `readouts.Diagonal`."""
         return self._one(readouts.Diagonal(offset))
 
+    def distance(self) -> Tensor:
+        """Σ_j A_ij |p_i - j|, (…, heads, queries), in tokens; see `readouts.Distance`."""
+        return self._one(readouts.Distance())
+
     def pool(self, bins: tuple[int, int], reduce: str = "mean") -> Tensor:
         """A picture in rows × columns bins, (…, heads, rows, columns); see `readouts.Pool`."""
         return self._one(readouts.Pool(bins, reduce))

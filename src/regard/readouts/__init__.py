@@ -2,6 +2,7 @@
 
 from regard.readouts.base import Dense, FinishedReadout, OnlineReadout, Readout
 from regard.readouts.diagonal import Diagonal
+from regard.readouts.distance import Distance
 from regard.readouts.entropy import Entropy
 from regard.readouts.logsumexp import LogSumExp
 from regard.readouts.maximum import Max
@@ -13,6 +14,7 @@ from regard.readouts.topk import Strongest, TopK
 __all__ = [
     "Dense",
     "Diagonal",
+    "Distance",
     "Entropy",
     "FinishedReadout",
     "LogSumExp",

@@ -18,7 +18,7 @@ from torch import Tensor
 import regard
 from regard.backends.base import Backend
 from regard.backends.reference import Reference
-from regard.readouts import Diagonal, Entropy, LogSumExp, Max, Pool, Readout, Received, Rows, TopK
+from regard.readouts import Diagonal, Distance, Entropy, LogSumExp, Max, Pool, Readout, Received, Rows, TopK
 from regard.readouts.output import Output
 from regard.readouts.rows import Weights
 from regard.readouts.transposed import Transposed
@@ -33,6 +33,7 @@ QUESTIONS: tuple[Readout, ...] = (
     Received(),
     Diagonal(0),
     Diagonal(-1),
+    Distance(),
     Pool((3, 2)),
     Pool((2, 40), "sum"),
     Pool((5, 5), "max"),
@@ -163,11 +164,22 @@ def _most(tensor: Tensor) -> float:
     return float(tensor.detach().double().abs().max()) if tensor.numel() else 0.0
 
 
+def _farthest(case: Case) -> float:
+    """The largest distance between a query and a key, and some more for offsets."""
+    return float(case.query.shape[2] + 2 * case.key.shape[2] + 3)
+
+
 def _magnitude(case: Case, question: Readout, tensor: Tensor) -> float:
     """The largest number that the sums behind an answer can reach."""
     queries = case.query.shape[2]
     own = _most(tensor.masked_fill(tensor.isneginf(), 0))
-    sums = {"output": _most(case.value), "transposed": queries * _most(case.r), "received": queries, "pool": queries}
+    sums = {
+        "output": _most(case.value),
+        "transposed": queries * _most(case.r),
+        "received": queries,
+        "pool": queries,
+        "distance": _farthest(case),
+    }
     return max(1.0, own, sums.get(question.name, 0.0))
 
 
@@ -176,7 +188,7 @@ def _gradient_magnitude(case: Case, name: str, questions: int, received: float) 
     _, heads, _, dim = case.query.shape
     from_above = 4.0  # a normal number that is not met
     products = case.value.shape[-1] * _most(case.value) + case.r.shape[-1] * _most(case.r)
-    pulled = from_above * (2 * questions + products)
+    pulled = from_above * (2 * questions + _farthest(case) + products)
     rows = received * heads / max(case.key.shape[1], 1)  # what one key can have received from the heads that share it
     scale = dim**-0.5 if case.scale is None else abs(case.scale)
     return {
