@@ -197,6 +197,16 @@ MASKS = [
     ),
     row(TypeError, lambda: dense(3), "dense: needs a boolean tensor; got int."),
     row(
+        TypeError,
+        lambda: padding(keep=torch.ones(2, 6).long()),
+        "padding(keep=…): must be boolean, (batch, keys), True for the keys to keep; got torch.int64 of shape (2, 6).",
+        "If 1 means keep, write padding(keep=tensor.bool()).",
+    ),
+    row(TypeError, lambda: causal & 3, "mask & other: a mask combines with masks only; got int."),
+    row(TypeError, lambda: causal | YES, "mask | tensor: a boolean tensor of shape (5, 6) does not say whether True keeps"),
+    row(TypeError, lambda: causal.allows(0, 0, torch.tensor(1.5), 0), "allows: batch, head, query and key are integers"),
+    row(ValueError, lambda: Diagonal(2**70), f"diagonal: offset must be at most 2**60; got {2**70}."),
+    row(
         ShapeError,
         lambda: dense(YES[None, None, None]),
         "dense: needs 1 to 4 dimensions; got 5 (shape (1, 1, 1, 5, 6)).",
@@ -308,7 +318,7 @@ QUESTIONS = [
         Unsupported,
         lambda: matrix().sum(1),
         "sum: dim 1 of an attention matrix has no answer of size O(n); use -2 (over queries: what each key received)",
-        " or -1 (over keys), or slice the heads and read each of them.",
+        " or -1 (over keys), or ask first and average then: A.sum(-2).mean(1)",
     ),
     row(Unsupported, lambda: torch.mean(matrix(), 0), "mean: dim 0 of an attention matrix has no answer of size O(n)"),
     row(
@@ -328,11 +338,15 @@ QUESTIONS = [
         "torch.softmax does not know an attention matrix: ask it with its own methods (A @ v, A.mT @ r, A.read(…))",
         "A.to_dense()",
     ),
-    row(Unsupported, lambda: torch.diagonal(matrix()), "torch.diagonal does not know an attention matrix"),
+    row(
+        Unsupported,
+        lambda: torch.diagonal(matrix()),
+        "torch.diagonal counts from the matrix's corner; A.diagonal(offset) counts",
+    ),
     row(ValueError, lambda: matrix().topk(0), "topk: k must be at least 1; got 0."),
     row(TypeError, lambda: matrix().topk(2.5), "topk: k must be an integer; got 2.5."),
-    row(TypeError, lambda: Diagonal("1"), "diagonal: distance must be an integer; got '1'."),
-    row(TypeError, lambda: matrix().pool(64), "pool: bins must be two numbers, (rows, columns); got 64."),
+    row(TypeError, lambda: Diagonal("1"), "diagonal: offset must be an integer; got '1'."),
+    row(TypeError, lambda: matrix().pool(64), "pool: bins must be a tuple of two integers, (rows, columns); got 64."),
     row(ValueError, lambda: matrix().pool((0, 3)), "pool: rows must be at least 1; got 0."),
     row(ValueError, lambda: Pool((3, 3), "median"), "pool: reduce must be one of 'mean', 'max', 'sum'; got 'median'."),
     row(
@@ -426,7 +440,7 @@ def test_every_sentence_has_a_row():
 
 def test_every_function_of_checks_says_something():
     """A helper that refuses nothing would escape the test above."""
-    plain = {"_shape", "human"}
+    plain = {"_shape", "human", "reach"}
     tree = ast.parse(Path(checks.__file__).read_text(encoding="utf-8"))
     saying = {n.name for n in tree.body if isinstance(n, ast.FunctionDef) for x in ast.walk(n) if isinstance(x, ast.Raise)}
     assert {n.name for n in tree.body if isinstance(n, ast.FunctionDef)} == saying | plain

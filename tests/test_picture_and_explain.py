@@ -57,12 +57,11 @@ def test_explanation_in_full(monkeypatch):
             "· ■ ■ ■ · ·",
             "· · ■ ■ ■ ·",
             "· · · ■ ■ ■",
-            "5 queries × 6 keys",
+            "5 queries × 6 keys (batch row 0, head 0)",
             "computed: 240 of 240 weights (100.0%); stored: none (dense: 960 B)",
-            f"Entropy(): rows sweep by tiled, {2 * pairs * DIM / 1e9:.3g} GFLOP, answer 160 B",
-            "    not reference: it only answers when it is named",
-            f"Received(): columns sweep by tiled, {2 * pairs * 2 * DIM / 1e9:.3g} GFLOP, answer 192 B",
-            "    not reference: it only answers when it is named",
+            f"Entropy(): first sweep by tiled, {2 * pairs * DIM / 1e9:.3g} GFLOP, answer 160 B",
+            f"Received(): second sweep by tiled, {2 * pairs * 2 * DIM / 1e9:.3g} GFLOP, answer 192 B",
+            "not reference: it only answers when it is named",
         ]
     )
 
@@ -70,16 +69,16 @@ def test_explanation_in_full(monkeypatch):
 @pytest.mark.parametrize(
     ("question", "sweep", "work", "numbers"),
     [
-        (LogSumExp(), "rows", DIM, 40),
-        (Entropy(), "rows", DIM, 40),
-        (TopK(3), "rows", DIM, 2 * 40 * 3),
-        (Max(), "rows", DIM, 2 * 40),
-        (Output(torch.zeros(2, 4, 6, 7)), "rows", DIM + 7, 40 * 7),
-        (Received(), "columns", 2 * DIM, 48),
-        (Diagonal(-1), "columns", 2 * DIM, 40),
-        (Pool((2, 3)), "columns", 2 * DIM, 8 * 6),
-        (Rows((0, 2)), "columns", 2 * DIM, 2 * 48),
-        (Transposed(torch.zeros(2, 4, 5, 3)), "columns", 2 * DIM + 3, 48 * 3),
+        (LogSumExp(), "first", DIM, 40),
+        (Entropy(), "first", DIM, 40),
+        (TopK(3), "first", DIM, 2 * 40 * 3),
+        (Max(), "first", DIM, 2 * 40),
+        (Output(torch.zeros(2, 4, 6, 7)), "first", DIM + 7, 40 * 7),
+        (Received(), "second", 2 * DIM, 48),
+        (Diagonal(-1), "second", 2 * DIM, 40),
+        (Pool((2, 3)), "second", 2 * DIM, 8 * 6),
+        (Rows((0, 2)), "second", 2 * DIM, 2 * 48),
+        (Transposed(torch.zeros(2, 4, 5, 3)), "second", 2 * DIM + 3, 48 * 3),
     ],
     ids=lambda x: x.name if hasattr(x, "name") else None,
 )
@@ -95,7 +94,13 @@ def test_cost_of_a_question(question, sweep, work, numbers, dtype):
 
 
 def test_usual_questions_are_explained_unasked():
-    assert [line.question for line in matrix().explain().lines] == ["LogSumExp()", "Entropy()", "TopK(k=8)", "Received()"]
+    assert [line.question for line in matrix().explain().lines] == [
+        "output",
+        "LogSumExp()",
+        "Entropy()",
+        "TopK(k=8)",
+        "Received()",
+    ]
 
 
 def test_visible_pairs_are_counted_in_tiles():
@@ -121,7 +126,7 @@ def test_a_demanded_backend_is_said_to_be(demanded):
     explained = matrix(backend=demanded).explain(Entropy(), Received())
     assert [line.backend for line in explained.lines] == [demanded] * 2
     assert [line.refused for line in explained.lines] == [((other, (f"backend {demanded!r} was demanded",)),)] * 2
-    assert f"    not {other}: backend {demanded!r} was demanded" in repr(explained)
+    assert f"not {other}: backend {demanded!r} was demanded" in repr(explained)
 
 
 class Picky(Tiled):
@@ -141,7 +146,7 @@ def test_refusals_are_listed_with_all_their_reasons(monkeypatch):
         ("tiled", ("another one comes first",)),
         ("reference", ("it only answers when it is named",)),
     )
-    assert "    not picky: its tiles are too small; it is tired\n" in repr(matrix().explain(Entropy()))
+    assert "not picky: its tiles are too small; it is tired\n" in repr(matrix().explain(Entropy()))
 
 
 def by_head_and_row(b, h, i, j):
@@ -181,20 +186,23 @@ def test_a_part_is_drawn_with_its_own_rows_and_columns(index, mask, offset):
     rows, keys = seen.shape
     lines = repr(A[index].explain()).splitlines()
     assert lines[1] == mask.expression
-    assert "\n".join(lines[2 : rows + 3]) == dense(seen).draw(rows, keys)
+    assert "\n".join(lines[2 : rows + 3]).startswith(dense(seen).draw(rows, keys) + " (batch row ")
     assert lines[rows + 3].startswith("computed: ")
 
 
 @pytest.mark.parametrize("index", [(slice(0),), (..., slice(0)), (..., slice(0), slice(None)), (slice(None), slice(0))])
 def test_empty_parts_are_explained_without_a_picture(index):
-    lines = repr(matrix(mask=causal)[index].explain(Entropy())).splitlines()
+    explained = matrix(mask=causal)[index].explain(Entropy())
+    lines = repr(explained).splitlines()
     assert lines[1:3] == ["causal", "computed: 0 of 0 weights (0.0%); stored: none (dense: 0 B)"]
-    assert lines[3].startswith("Entropy(): rows sweep by tiled, 0 GFLOP")
+    (entropy,) = (line for line in lines if line.startswith("Entropy(): first sweep by tiled, "))
+    assert ("by tiled, 0 GFLOP" in entropy) == (not explained.before)
 
 
 def test_explaining_a_part_of_the_keys_counts_the_part():
     explained = matrix(256, 256, mask=causal)[..., :128, 128:].explain()
     assert explained.shape == (2, 4, 128, 128)
+    assert explained.before == 2 * 4 * (64 * 64 + 64 * 128)  # those queries over all keys, in tiles of 64
     assert explained.visible == 0  # the first half of the queries comes before the second half of the keys
     assert matrix(256, 256, mask=causal)[..., 128:, :128].explain().visible == 2 * 4 * 128 * 128
 

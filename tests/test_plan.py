@@ -44,6 +44,9 @@ def bands(draw, size: Sizes) -> Mask:
     edge = draw(st.sampled_from((causal, causal_from(draw(reach) - size.queries // 2), full)))
     band = window(draw(reach), draw(reach))
     ends = padding(draw(st.one_of(lengths, lengths.map(torch.tensor))))
+    if draw(st.booleans()):
+        starts = torch.tensor(draw(lengths))[:, None]
+        ends &= padding(keep=torch.arange(size.keys) >= starts)  # padded on the left
     shape = draw(st.sampled_from((edge, band, ends, edge & band, edge & ends, band | ends, ends & (edge | band))))
     return ~shape if draw(st.booleans()) else shape
 

@@ -3,9 +3,14 @@
 The matrix of attention weights as a lazy value: ask it anything, exactly, in O(n) memory; it is never stored.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from regard import backends, masks, readouts
 from regard.attention import Attention, Reading, attention
 from regard.checks import Changed, ShapeError, TooLarge, Unsupported
+
+if TYPE_CHECKING:
+    from regard.record import Record, load
 
 __version__ = "0.1.0"
 
@@ -13,11 +18,22 @@ __all__ = [
     "Attention",
     "Changed",
     "Reading",
+    "Record",
     "ShapeError",
     "TooLarge",
     "Unsupported",
     "attention",
     "backends",
+    "load",
     "masks",
     "readouts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Records are imported when they are asked for."""
+    if name in ("Record", "load"):
+        from regard import record
+
+        return getattr(record, name)
+    raise AttributeError(f"module 'regard' has no attribute {name!r}")

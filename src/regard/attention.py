@@ -38,14 +38,15 @@ def attention(
     Nothing is computed until the matrix is asked.
 
     Args:
-        query: (…, heads, queries, dim), or (queries, dim). Dimensions before heads are batch dimensions.
+        query: (…, heads, queries, dim), or (queries, dim). Dimensions before heads are batch dimensions, and heads come
+            before tokens, as in PyTorch's scaled_dot_product_attention: (batch, n, dim) is read as (heads, n, dim).
         key: (…, kv_heads, keys, dim), or (keys, dim). kv_heads divides heads: query head h meets key head
             h // (heads // kv_heads).
         mask: who may meet, from `regard.masks`; True = may attend. None = everyone.
         scale: what the dot products are multiplied with; None = 1/√dim.
         offset: the position of query 0 among the keys: an int, or one per batch row; None = keys - queries, so that the
             queries are the last ones, as with a key/value cache.
-        backend: a demand, by name; None chooses.
+        backend: a demand: 'tiled', or 'reference' (dense, the specification); None chooses.
 
     Raises:
         ShapeError: shapes that do not fit together. TypeError, ValueError: dtypes, devices, masks that do not.
@@ -59,6 +60,8 @@ def attention(
     (torch.Size([5, 5]), torch.Size([5, 8]))
     """
     q, k = checks.query_and_key(query, key)
+    if not torch.is_grad_enabled():  # a matrix that is built without a graph is a constant
+        q, k = q.detach(), k.detach()
     layout = Layout.of(tuple(q.shape))
     folded_query, folded_key = layout.fold(q), layout.fold(k)
     batch, heads, queries, _ = folded_query.shape
@@ -70,7 +73,7 @@ def attention(
         checks.scale(scale, q.shape[-1]),
         checks.offset(offset, batch, queries, keys),
         Axes(range(batch), range(heads), range(queries), range(keys)),
-    ).watching()
+    ).watching(query, key)
     if backend is not None:
         backends.named(backend)
     return Attention(call, layout, backend)
@@ -83,8 +86,11 @@ class Attention:
     call: Call
     layout: Layout
     backend: str | Backend | None = None
-    log_sum: Tensor | None = None  # (batch, heads, queries), where somebody has it already
-    _found: dict[str, Tensor] = field(default_factory=dict, repr=False)  # the log-sum-exp, once a question found it
+    _memo: list[Tensor] = field(default_factory=list, init=False, repr=False)  # the log-sum-exp, once a question found it
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """The stored matrix for NumPy, under the guard of to_dense."""
+        return self.to_dense().detach().cpu().numpy().astype(dtype or None, copy=False)
 
     __array_ufunc__: ClassVar[None] = None  # NumPy's operators come to us instead of reading the matrix row by row
 
@@ -112,7 +118,9 @@ class Attention:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        return f"Attention({tuple(self.shape)}, {self.dtype}, mask={self.call.mask})".replace("torch.", "")
+        whole = self.call.whole
+        part = "" if whole is None else f", part of {whole.shape[-1]} keys"
+        return f"Attention({tuple(self.shape)}, {self.dtype}, mask={self.call.mask}{part})".replace("torch.", "")
 
     def _repr_html_(self) -> str:
         from regard.picture import html_of
@@ -128,12 +136,15 @@ class Attention:
         >>> reading.output.shape, reading.topk.indices.shape, reading.received.shape
         (torch.Size([2, 4, 6, 8]), torch.Size([2, 4, 6, 3]), torch.Size([2, 4, 6]))
         """
-        for question in questions:
-            if not isinstance(question, Readout):
-                raise TypeError(f"read: questions are values of regard.readouts, such as TopK(8); got {question!r}.")
+        checks.questions("read", questions)
         asked = questions if value is None else (*questions, Output(self._value(value)))
-        parts = self._ask(asked)
-        return Reading({q: q.public(tuple(map(self.layout.unfold, p))) for q, p in zip(asked, parts, strict=True)})
+        answers = {}
+        for question, parts in zip(asked, self._ask(asked), strict=True):
+            answer = question.public(tuple(map(self.layout.unfold, parts)))
+            if value is not None and question is asked[-1] and value.ndim == 1:
+                answer = answer[..., 0]
+            answers[question.without_operands()] = answer  # an answer does not keep the question's tensors alive
+        return Reading(answers)
 
     def __matmul__(self, value: Tensor) -> Tensor:
         """Σ_j A_ij v_j, the new embedding of every query, in the value's dtype.
@@ -179,8 +190,11 @@ class Attention:
         return self._one(readouts.Entropy())
 
     def topk(self, k: int) -> readouts.Strongest:
-        """The k strongest keys of each query: values and indices, (…, heads, queries, k); see `readouts.TopK`."""
-        return self._one(readouts.TopK(k))
+        """The k strongest keys of each query: values and indices, (…, heads, queries, k); see `readouts.TopK`.
+
+        Where a query sees fewer than k keys, the rest has weight 0 and index -1: mask it before you index with it.
+        """
+        return self._one(readouts.TopK(checks.whole_number("topk", "k", k, least=1)))
 
     def diagonal(self, offset: int = 0) -> Tensor:
         """A[i, p_i + offset], (…, heads, queries), p_i the position of query i; see `readouts.Diagonal`."""
@@ -202,11 +216,11 @@ class Attention:
         """The key of the largest weight of each query, -1 in an empty row, dim = -1; see `readouts.Max`."""
         return tensorlike.argmax(self, dim)
 
-    def sum(self, dim: int) -> Tensor:
+    def sum(self, dim: int | None = None) -> Tensor:
         """dim = -2: what each key received, Σ_i A_ij; dim = -1: the sum of each row, 1 unless keys were cut away."""
         return tensorlike.sum_over(self, dim)
 
-    def mean(self, dim: int) -> Tensor:
+    def mean(self, dim: int | None = None) -> Tensor:
         """dim = -2: Σ_i A_ij / queries; dim = -1: Σ_j A_ij / keys."""
         return tensorlike.mean_over(self, dim)
 
@@ -237,10 +251,8 @@ class Attention:
 
     def _known(self) -> Tensor | None:
         """The log-sum-exp, if it need not be swept for, or if it is that of a parent."""
-        if self.log_sum is not None:
-            return self.log_sum
-        if "log_sum" in self._found and not self._differentiable():
-            return self._found["log_sum"]
+        if self._memo and not self._differentiable():
+            return self._memo[0]
         if self.call.whole is None:
             return None
         question = readouts.LogSumExp()
@@ -250,8 +262,8 @@ class Attention:
 
     def _remember(self, log_sum: Tensor) -> None:
         """Keeps the log-sum-exp for the next question. It is left out of graphs: there every question sweeps anew."""
-        if not torch.compiler.is_compiling():
-            self._found["log_sum"] = log_sum.detach()
+        if not self._memo and self.call.steady:
+            self._memo.append(log_sum.detach())
 
     def _differentiable(self) -> bool:
         return torch.is_grad_enabled() and (self.call.query.requires_grad or self.call.key.requires_grad)
@@ -317,9 +329,13 @@ class Reading(Mapping[Readout, Any]):
         found = [answer for question, answer in self.__dict__.get("_answers", {}).items() if question.name == name]
         if len(found) == 1:
             return found[0]
-        names = ", ".join(sorted({question.name for question in self.__dict__.get("_answers", {})})) or "nothing"
+        names = ", ".join(dir(self)) or "nothing"
         why = f"{len(found)} readouts have that name: use reading[readout]" if found else f"it answers {names}"
-        raise AttributeError(f"reading has no single {name!r}; {why}.")
+        hint = "; pass value=v to read() for the output" if name == "output" else ""
+        raise AttributeError(f"this reading has no single {name!r}; {why}{hint}.")
+
+    def __dir__(self) -> list[str]:
+        return sorted({question.name for question in self.__dict__.get("_answers", {})})
 
     def __repr__(self) -> str:
         return f"Reading({', '.join(question.name for question in self._answers)})"

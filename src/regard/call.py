@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -51,10 +53,30 @@ class Call:
     def device(self) -> torch.device:
         return self.query.device
 
-    def watching(self) -> Call:
-        """The same call, which refuses to answer once a tensor in it was changed in place."""
-        tensors = (self.query, self.key, *self.mask.tensors())
-        return replace(self, watched=tuple((t, version(t)) for t in tensors))
+    def watching(self, *tensors: Tensor) -> Call:
+        """The same call, which refuses to answer once one of the tensors, or of the mask's, was changed in place."""
+        return replace(self, watched=tuple((t, version(t)) for t in (*tensors, *self.mask.tensors())))
+
+    @property
+    def steady(self) -> bool:
+        """Whether an answer may be kept for later: every change is noticed, and no transform looks through the tensors."""
+        return (
+            all(then >= 0 for _, then in self.watched)
+            and forward_ad._current_level < 0
+            and not transformed(self.query, self.key)
+            and not torch.compiler.is_compiling()
+        )
+
+    def without_tensors(self) -> Call:
+        """The same call with shapes in the place of tensors: what a graph may keep."""
+        query, key = (torch.empty_like(t, device="meta") for t in (self.query, self.key))
+        whole = None if self.whole is None else self.whole.without_tensors()
+        return replace(self, query=query, key=key, whole=whole, watched=())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy counts the changes of its own tensors."""
+        state["watched"] = tuple((t, version(t)) for t, _ in state["watched"])
+        self.__dict__.update(state)
 
     def check_unchanged(self) -> None:
         checks.unchanged(self.watched)
@@ -80,3 +102,8 @@ class Call:
     def columns(self, columns: slice = slice(None)) -> Tensor:
         """The original index of each key, shape (columns,)."""
         return grid((0,), (0,), (0,), self.axes.keys[columns], device=self.query.device)[3]
+
+
+def transformed(*tensors: Tensor) -> bool:
+    """Whether torch.func (vmap, grad, jvp, …) wraps one of the tensors."""
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)

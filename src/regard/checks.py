@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +19,10 @@ MASK_AS_BOOLEAN = "a mask is not true or false: combine masks with & | ~ instead
 TENSOR_TIMES_MATRIX = (
     "v @ A is not a question to an attention matrix: A @ v averages the values of the keys, A.mT @ r sums over the queries."
 )
+DIAGONAL = (
+    "torch.diagonal counts from the matrix's corner; A.diagonal(offset) counts from each query's own position among the keys."
+)
+FARTHEST = 1 << 60  # no position lies beyond: larger numbers mean "without end", and stay clear of what an int64 can hold
 
 
 class ShapeError(ValueError):
@@ -120,17 +125,21 @@ def scale(value: float | None, dim: int) -> float:
     """A finite number; None = 1/√dim."""
     if value is None:
         return 1 / math.sqrt(dim)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise TypeError(f"attention: scale must be a finite number; got {value!r}.")
-    return float(value)
+    return number
 
 
 def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> int | tuple[int, ...]:
     """The position of query 0 among the keys: one number, or one per batch row."""
     if value is None:
         return keys - queries
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+    if not isinstance(value, Tensor | bool) and hasattr(value, "__index__"):
+        return whole_number("attention", "offset", value, least=-FARTHEST)
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"attention: offset must be None, an int or an integer tensor of shape (batch,); got {value!r}.")
     if value.ndim == 0:
@@ -144,6 +153,11 @@ def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> i
 
 
 def _refuse_tensor_mask(operation: str, value: Tensor) -> NoReturn:
+    if operation.startswith("padding"):
+        raise TypeError(
+            f"{operation}: must be boolean, (batch, keys), True for the keys to keep; got {value.dtype} of shape "
+            f"{_shape(value)}. If 1 means keep, write padding(keep=tensor.bool())."
+        )
     if value.dtype == torch.bool:
         raise TypeError(
             f"{operation}: a boolean tensor of shape {_shape(value)} does not say whether True keeps or drops: write "
@@ -172,7 +186,10 @@ def lengths_tensor(value: Tensor) -> Tensor:
         hint = "; a boolean tensor of kept keys is padding(keep=tensor)" if value.dtype == torch.bool else ""
         raise TypeError(f"padding: lengths must be integers; got {value.dtype} of shape {_shape(value)}{hint}.")
     if value.ndim != 1 or len(value) == 0:
-        raise ShapeError(f"padding: lengths must have shape (batch,); got {_shape(value)}.")
+        raise ShapeError(
+            f"padding: lengths must have shape (batch,); got {_shape(value)}. "
+            "A mask of kept keys is padding(keep=tensor.bool())."
+        )
     return value
 
 
@@ -184,11 +201,29 @@ def at_least_one_length(values: Sequence[object]) -> None:
 
 def whole_number(operation: str, name: str, value: object, least: int | None = 0) -> int:
     """An integer, not below least."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{operation}: {name} must be an integer; got {value!r}.")
-    if least is not None and value < least:
-        raise ValueError(f"{operation}: {name} must be at least {least}; got {value}.")
-    return value
+    number = operator.index(value)
+    if least is not None and number < least:
+        raise ValueError(f"{operation}: {name} must be at least {least}; got {number}.")
+    if number > FARTHEST:
+        raise ValueError(f"{operation}: {name} must be at most 2**60; got {number}.")
+    return number
+
+
+def reach(operation: str, name: str, value: object, least: int = 0) -> int:
+    """How far a mask reaches: an integer, where anything beyond every position means without end."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = max(min(value, FARTHEST), -FARTHEST) if least < 0 else min(value, FARTHEST)
+    return whole_number(operation, name, value, least)
+
+
+def indices(operation: str, value: object, device: torch.device | None) -> Tensor:
+    """Integers that index an axis, as int64."""
+    tensor = torch.as_tensor(value, device=device)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{operation}: batch, head, query and key are integers; got {tensor.dtype} of shape {_shape(tensor)}.")
+    return tensor.long()
 
 
 def function(operation: str, value: object) -> Callable[..., Any]:
@@ -215,7 +250,23 @@ def where_result(value: object, wanted: torch.Size, expression: str) -> Tensor:
     return value
 
 
+def combined(symbol: str, other: object) -> NoReturn:
+    """What a mask was combined with, and is no mask."""
+    if isinstance(other, Tensor):
+        _refuse_tensor_mask(f"mask {symbol} tensor", other)
+    raise TypeError(f"mask {symbol} other: a mask combines with masks only; got {type(other).__name__}.")
+
+
 # -- questions --------------------------------------------------------------------------------------------------------
+
+
+def questions(operation: str, asked: Sequence[object]) -> None:
+    """Values of regard.readouts."""
+    from regard.readouts.base import Readout
+
+    for question in asked:
+        if not isinstance(question, Readout):
+            raise TypeError(f"{operation}: questions are values of regard.readouts, such as TopK(8); got {question!r}.")
 
 
 def operand(operation: str, name: str, value: object, device: torch.device) -> Tensor:

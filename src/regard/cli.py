@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -35,18 +36,82 @@ def view(
         str | None,
         typer.Option(help="The token to follow, a piece or a whole word. Without it, each token's strongest look."),
     ] = None,
+    out: Annotated[Path, typer.Option(metavar="PAGE", help="The page to write: one file, which needs no network.")] = Path(
+        "regard.html"
+    ),
+    show_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Show where the tokens of a text look."""
+    """Show where the tokens of a text look, here and on a page."""
     from rich.console import Console
 
     with _one_sentence(), Console(stderr=True).status("loading PyTorch and the model"):
         from regard.pretrained import load, tokenize
-        from regard.view.terminal import show
+        from regard.view.terminal import safe, show
 
         pretrained = load(model)
         tokens = [tokenize(pretrained, text) for text in texts]
     with _one_sentence():
         show(_console(), pretrained, tokens, token)
+        from regard.record import record
+        from regard.view.page import write
+
+        write(record(pretrained, texts), out, token)
+    _console().print(f"The page: {safe(str(out))}", soft_wrap=True)
+    if show_page:
+        import webbrowser
+
+        if not webbrowser.open(out.resolve().as_uri()):
+            _stop("no browser could be opened; open the page yourself.")
+
+
+@main.command()
+def heads(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text, or several.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A name on the Hugging Face Hub, or a directory. Without it, the small packaged model."),
+    ] = None,
+    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as CSV as well.")] = None,
+    parquet: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as Parquet as well.")] = None,
+) -> None:
+    """Show what each head does: entropy, distance, and the mass on first, special, neighbouring and own tokens."""
+    from rich.console import Console
+
+    with _one_sentence(), Console(stderr=True).status("loading PyTorch and the model"):
+        from regard.pretrained import load
+        from regard.record import record
+        from regard.record.heads import write_csv, write_parquet
+        from regard.record.shapes import HEAD_TABLE
+        from regard.view.heads import show
+
+        read = record(load(model), texts, readouts=HEAD_TABLE)
+        frame = read.heads()
+    with _one_sentence():
+        if csv is not None:
+            write_csv(frame, csv)
+        if parquet is not None:
+            write_parquet(frame, parquet)
+        show(_console(), read, frame)
+
+
+@main.command("record")
+def write_record(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text, or several.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="The file to write, such as my.regard.safetensors.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A name on the Hugging Face Hub, or a directory. Without it, the small packaged model."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=8, help="How many keys of each token are kept in texts of more than 64.")] = 8,
+) -> None:
+    """Write what a model attends to in some texts, and the texts, to a file for regard.load."""
+    from rich.console import Console
+
+    with _one_sentence(), Console(stderr=True).status("loading PyTorch and the model"):
+        from regard.pretrained import load
+        from regard.record import record
+
+        record(load(model), texts, top).save(out)
 
 
 @main.command()
@@ -78,8 +143,9 @@ def _one_sentence() -> Iterator[None]:
     except Exception as error:
         from regard.checks import Unsupported
         from regard.pretrained import Refused
+        from regard.record import BadRecord, NotWritten
 
-        if not isinstance(error, Refused | Unsupported):
+        if not isinstance(error, Refused | Unsupported | BadRecord | NotWritten):
             raise
         _stop(str(error))
 

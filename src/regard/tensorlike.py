@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 QUERIES, KEYS = -2, -1
 
 
-def sum_over(A: Attention, dim: int, operation: str = "sum") -> Tensor:
+def sum_over(A: Attention, dim: int | None, operation: str = "sum") -> Tensor:
     allowed = {QUERIES: "over queries: what each key received", KEYS: "over keys"}
-    if checks.dimension(operation, dim, A.ndim, allowed, "slice the heads and read each of them") == QUERIES:
+    if (
+        checks.dimension(
+            operation, dim, A.ndim, allowed, "ask first and average then: A.sum(-2).mean(1), A.pool((64, 64)).mean(1)"
+        )
+        == QUERIES
+    ):
         return A._one(Received())
     return (A @ torch.ones(A.shape[-1], 1, dtype=A.call.dtype, device=A.device))[..., 0]
 
 
-def mean_over(A: Attention, dim: int) -> Tensor:
+def mean_over(A: Attention, dim: int | None) -> Tensor:
     count = A.shape[dim] if isinstance(dim, int) and -A.ndim <= dim < A.ndim else 0
     return sum_over(A, dim, "mean") / count
 
@@ -52,6 +57,8 @@ def torch_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     for name in ("sum", "mean", "amax", "argmax"):
         if func is getattr(torch, name) and isinstance(args[0], Attention):
             return getattr(args[0], name)(*args[1:], **named)
+    if func is torch.diagonal:
+        raise checks.Unsupported(checks.DIAGONAL)
     name = getattr(func, "__name__", str(func))
     raise checks.Unsupported(
         f"torch.{name} does not know an attention matrix: ask it with its own methods (A @ v, A.mT @ r, A.read(…)), or "

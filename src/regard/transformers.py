@@ -57,6 +57,8 @@ def attention_forward(
     mask, offset = _read_mask(module, attention_mask, query.shape[-2], is_causal)
     if query.shape[0] == 1 < key.shape[0]:  # learned queries, shared by every row
         query = query.expand(key.shape[0], -1, -1, -1)
+    if not key.requires_grad and key._version:  # changed in place before: a static cache, which will change it again
+        key = key.clone()
     weights = regard.attention(query, key, mask=mask, scale=scaling, offset=offset)
     output: Tensor = weights @ value
     return output.transpose(1, 2).contiguous(), weights

@@ -1,6 +1,7 @@
 """The specification: dense, eager, differentiable, in any precision. Optimised code never imports it.
 
-    S_ij = scale · q_i · k_j                       for the pairs that the mask allows, -inf for the others
+    S_ij = scale · q_i · k_j                       for the pairs that the mask allows, -inf for the others;
+                                                   a pair whose score is -inf is hidden too
     lse_i = ln Σ_j exp S_ij                        -inf where a query may see no key
     A_ij = exp(S_ij - lse_i)                       0 for the hidden pairs
 
@@ -45,6 +46,7 @@ def dense(call: Call, log_sum: Tensor | None) -> Dense:
     key = key.repeat_interleave(heads // max(key.shape[1], 1), dim=1)
     seen = call.allowed().expand(batch, heads, queries, keys)
     scores = (call.scale * (query @ key.mT)).masked_fill(~seen, float("-inf"))
+    seen = seen & (scores != float("-inf"))
     if log_sum is None:
         log_sum = _log_sum(scores, seen)
     finite = log_sum.masked_fill(log_sum == float("-inf"), 0)

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from regard.backends.base import Backend
-from regard.call import Call
-from regard.checks import Unsupported
+from regard.call import Call, transformed
+from regard.checks import Unsupported, unchanged
+from regard.masks import version
 from regard.plan import Plan, lay
 from regard.products import average, collect, dots
 from regard.readouts.base import Finished, FinishedReadout, OnlineReadout, Parts, Place, Readout, Scored, Swept
@@ -44,9 +45,12 @@ class Tiled(Backend):
     about: ClassVar[str] = "PyTorch tile by tile, any device, O(n) memory"
 
     def why_not(self, call: Call, readout: Readout | None = None) -> list[str]:
-        if readout is None or isinstance(readout, OnlineReadout | FinishedReadout):
-            return []
-        return [f"{type(readout).__name__} is neither an OnlineReadout nor a FinishedReadout"]
+        reasons = []
+        if not (readout is None or isinstance(readout, OnlineReadout | FinishedReadout)):
+            reasons.append(f"{type(readout).__name__} is neither an OnlineReadout nor a FinishedReadout")
+        if transformed(call.query, call.key, *(readout.operands if readout else ())):
+            reasons.append("torch.func transforms (vmap, grad, jvp, …) do not go through it; backend='reference' is dense")
+        return reasons
 
     def read(self, call: Call, readouts: Sequence[Readout], log_sum: Tensor | None) -> tuple[list[Parts], Tensor]:
         operands = [t for readout in readouts for t in readout.operands]
@@ -86,13 +90,16 @@ class _Read(torch.autograd.Function):
         kinds = [kind for readout in readouts for kind in readout.differentiable]
         ctx.mark_non_differentiable(*(part for part, kind in zip(flat, kinds, strict=False) if not kind))
         ctx.save_for_backward(*flat, *tensors)  # through autograd, so that a change in place is noticed
-        ctx.tiled, ctx.call, ctx.readouts, ctx.given = tiled, call, readouts, log_sum is not None
+        ctx.tiled, ctx.call, ctx.given = tiled, call.without_tensors(), log_sum is not None
+        ctx.readouts = [readout.without_operands() for readout in readouts]
+        ctx.watched = [(t, version(t)) for t in call.mask.tensors()]
         ctx.outputs = len(flat)
         ctx.set_materialize_grads(False)  # an answer that nobody differentiates costs nothing
         return flat
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        unchanged(ctx.watched)
         saved = ctx.saved_tensors  # unpacked once: gradient checkpointing allows no second time
         flat, tensors = saved[: ctx.outputs], saved[ctx.outputs :]
         answers, log_sum = _split(flat, ctx.readouts)
@@ -269,7 +276,7 @@ def _sweep_rows(
         rescale = (peak - base).exp() if given is None else torch.ones_like(peak)
         here = weights.sum(-1)
         total = rescale * total + here
-        rise = (base - peak).masked_fill(peak == HIDDEN, 0)
+        rise = (base - peak).masked_fill(peak == HIDDEN, 0).clamp_max(-LEAST)
         tile = Scored(**_fields(place), scores=scores, centred=centred, weights=weights, total=here, rise=rise, rescale=rescale)
         states = [readout.merge(state, tile) for readout, state in zip(readouts, states, strict=True)]
         peak = higher

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -101,6 +102,11 @@ class Readout(ABC):
         """The same question with other operands."""
         return self
 
+    def without_operands(self) -> Readout:
+        """The same question with shapes in the place of tensors."""
+        operands = self.operands
+        return self.with_operands(*(torch.empty_like(t, device="meta") for t in operands)) if operands else self
+
     def public(self, parts: Parts) -> Any:
         """The answer as the user gets it."""
         return parts[0] if self.answer is None else self.answer(*parts)
@@ -129,7 +135,7 @@ class Readout(ABC):
 class OnlineReadout(Readout):
     """Merged while the row sweep runs: it rides the same walk as the output."""
 
-    sweep = "rows"
+    sweep = "first"
 
     @abstractmethod
     def start(self, place: Place) -> State:
@@ -147,7 +153,7 @@ class OnlineReadout(Readout):
 class FinishedReadout(Readout):
     """Given exact weights, once the log-sum-exp is known."""
 
-    sweep = "columns"
+    sweep = "second"
 
     @abstractmethod
     def start(self, call: Call) -> State:

@@ -14,15 +14,15 @@ from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, Place,
 
 @dataclass(frozen=True)
 class Diagonal(FinishedReadout):
-    """A[i, p_i + distance], p_i the position of query i among the keys, (batch, heads, queries); 0 outside the matrix.
+    """A[i, p_i + offset], p_i the position of query i among the keys, (batch, heads, queries); 0 outside the matrix.
 
     0 is the token itself, -1 the previous token, 1 the next (the positional heads of Clark et al. 2019).
     """
 
-    distance: int = 0
+    offset: int = 0
 
     def __post_init__(self) -> None:
-        checks.whole_number("diagonal", "distance", self.distance, least=None)
+        checks.whole_number("diagonal", "offset", self.offset, least=-checks.FARTHEST)
 
     def size(self, call: Call) -> int:
         return rows_of(call)
@@ -35,16 +35,17 @@ class Diagonal(FinishedReadout):
         return zeros(call, call.shape[2])
 
     def touches(self, call: Call, rows: slice, columns: slice) -> bool:
-        positions, keys = call.positions(rows=rows) + self.distance, call.columns(columns)
+        positions, keys = call.positions(rows=rows) + self.offset, call.columns(columns)
         return bool(positions.numel() and keys.numel() and positions.max() >= keys.min() and positions.min() <= keys.max())
 
     def add(self, state: Tensor, tile: Finished) -> None:
         tile.of_rows(state).add_(tile.weights.masked_fill(~self._on(tile), 0).sum(-1))
 
     def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
-        return tile.of_rows(grads[0])[..., None] * self._on(tile)
+        on = self._on(tile)
+        return tile.of_rows(grads[0])[..., None].masked_fill(~on, 0)  # not a product: 0 · inf
 
     def _on(self, place: Place) -> Tensor:
         """Which pairs lie on the diagonal, (b or 1, 1, r, c)."""
-        positions = place.call.positions(place.batch, place.rows) + self.distance
+        positions = place.call.positions(place.batch, place.rows) + self.offset
         return torch.eq(positions[..., None], place.call.columns(place.columns))

@@ -39,7 +39,7 @@ class Max(OnlineReadout):
         return ONE.pull(tile, (parts[0][..., None], parts[1][..., None]), (grads[0][..., None],))
 
     def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor:
-        return parts[0] * grads[0]
+        return parts[0] * grads[0].masked_fill(parts[1] < 0, 0)
 
 
 def _squeezed(parts: Parts) -> Parts:

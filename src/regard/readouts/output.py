@@ -53,7 +53,9 @@ class Output(OnlineReadout):
         value = tile.of_columns(self.value).to(tile.weights.dtype)
         return dots(grad, value)
 
-    def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor:
+    def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor | None:
+        if torch.finfo(self.value.dtype).bits < torch.finfo(call.dtype).bits:
+            return None  # the output was rounded, and the differences dL/dA - δ would feel it
         return (parts[0].to(call.dtype) * grads[0].to(call.dtype)).sum(-1)
 
     def pull_operands(self, tile: Finished, grads: Parts, gradients: Parts) -> None:

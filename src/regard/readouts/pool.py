@@ -25,7 +25,7 @@ class Pool(FinishedReadout):
 
     def __post_init__(self) -> None:
         if not isinstance(self.bins, tuple) or len(self.bins) != 2:
-            raise TypeError(f"pool: bins must be two numbers, (rows, columns); got {self.bins!r}.")
+            raise TypeError(f"pool: bins must be a tuple of two integers, (rows, columns); got {self.bins!r}.")
         for name, number in zip(("rows", "columns"), self.bins, strict=True):
             checks.whole_number("pool", name, number, least=1)
         checks.choice("pool", "reduce", self.reduce, ("mean", "max", "sum"))

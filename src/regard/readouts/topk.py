@@ -65,8 +65,8 @@ class TopK(OnlineReadout):
         first, width = tile.columns.start, tile.weights.shape[-1]
         keys = tile.of_rows(parts[1]) - first
         here = (keys >= 0) & (keys < width) & (tile.of_rows(parts[1]) >= 0)
-        grad = (tile.of_rows(grads[0]) * here).to(tile.weights.dtype)
+        grad = tile.of_rows(grads[0]).masked_fill(~here, 0).to(tile.weights.dtype)  # not a product: 0 · inf
         return torch.zeros_like(tile.weights).scatter_add_(-1, keys.clamp(0, max(width - 1, 0)), grad)
 
     def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor:
-        return (parts[0] * grads[0]).sum(-1)
+        return (parts[0] * grads[0].masked_fill(parts[1] < 0, 0)).sum(-1)

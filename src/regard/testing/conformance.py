@@ -149,7 +149,7 @@ def _without_gradient(question: Readout) -> bool:
 
 def _weights(A: regard.Attention) -> Tensor:
     with torch.no_grad():
-        return replace(A, backend=Reference(), _found={}).to_dense()
+        return replace(A, backend=Reference()).to_dense()
 
 
 def _weights_at(dense: Tensor, keys: Tensor) -> Tensor:
