@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import re
 import shutil
 import statistics
 import sys
@@ -32,8 +33,7 @@ from regard.view.looks import attentions
 from regard.view.page import render
 from results import append
 
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync""".split()
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SENTENCES = (
     "The animal didn't cross the street because it was too tired.",
     "The animal didn't cross the street because it was too wide.",
@@ -68,9 +68,7 @@ def peers(pretrained: Pretrained, tokens: Tokens) -> dict[str, str]:
     dense = [layer.to_dense() for layer in attentions(pretrained, tokens)]
     views: Sequence[Callable[..., Any]] = (bertviz.head_view, bertviz.model_view)
     version = importlib.metadata.version("bertviz")
-    return {
-        f"bertviz {version} {view.__name__}": view(dense, list(tokens.pieces), html_action="return").data for view in views
-    }
+    return {f"bertviz {version} {view.__name__}": view(dense, list(tokens.pieces), html_action="return").data for view in views}
 
 
 def seconds(browser: Browser, page: Path, ready: str, scripts: Path | None, repeat: int) -> float | None:
@@ -79,7 +77,7 @@ def seconds(browser: Browser, page: Path, ready: str, scripts: Path | None, repe
     for _ in range(repeat):
         context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=scripts is None)
         if scripts is not None:
-            context.route("http*://**", lambda route: _from_disk(route, scripts))
+            context.route(re.compile("^https?:"), lambda route: _from_disk(route, scripts))
         tab = context.new_page()
         tab.goto(page.as_uri(), wait_until="commit")
         there = f"document.querySelector('{ready}') && performance.now()"

@@ -197,7 +197,7 @@ def test_nothing_of_a_text_is_cut(minilm: Pretrained) -> None:
     words = " animal" * 400  # the file of this tokenizer says to cut at 128, and to fill up to 128
     assert len(tokenize(minilm, words).ids) == 402
     assert len(tokenize(minilm, "animal").ids) == 3
-    with pytest.raises(Refused, match=r"the text has 513 tokens, and 'all-MiniLM-L6-v2' has positions for 512\."):
+    with pytest.raises(Refused, match=r"the text has 513 tokens, and 'all-MiniLM-L6-v2' has positions for 512: shorten it"):
         tokenize(minilm, " animal" * 511)
     for nothing in ("", " \n\t"):
         with pytest.raises(Refused, match="the text is empty"):
@@ -226,3 +226,24 @@ def test_positions_of_roberta_start_after_the_padding() -> None:
     model(torch.full((1, 10), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, 11), 5))
+
+
+def test_a_model_and_a_tokenizer_that_do_not_belong_together(saved: Path) -> None:
+    found = load(saved)
+    wider = transformers.BertTokenizer(vocab={word: i for i, word in enumerate([*VOCABULARY, "street"])})
+    with pytest.raises(Refused, match="gives token 11, and the model knows 11: two models"):
+        tokenize(Pretrained(found.model, wider, "mixed", None), "the street")
+    (saved / "config.json").unlink()
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
+    )
+    transformers.ViTModel(config).save_pretrained(saved)
+    assert "reads pixel_values, not text" in sentence(saved)
+
+
+def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    gpt2 = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)
+    transformers.GPT2Model(gpt2).save_pretrained(tmp_path)
+    with pytest.raises(Refused, match="tokenizer"):
+        tokenize(load(tmp_path), "the animal")

@@ -63,6 +63,8 @@ def load(name_or_dir: str | Path | None = None) -> Pretrained:
     if absent := sorted(key for key in missing if "pooler" not in key):
         raise Refused(f"the model {name!r} is incomplete: {len(absent)} weights are not in its files, first {absent[0]}.")
     regard.transformers.require(model)
+    if model.main_input_name != "input_ids":
+        raise Refused(f"the model {name!r} reads {model.main_input_name}, not text.")
     return Pretrained(model.eval(), tokenizer, name, revision or (_cached(source) if isinstance(source, str) else None))
 
 
@@ -77,9 +79,17 @@ def tokenize(pretrained: Pretrained, text: str) -> Tokens:
         # Both switched off by name: a tokenizer's file may cut and fill to a length of its own.
         read = tokenizer(text, truncation=False, padding=False, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, spans = read["input_ids"], read["offset_mapping"]
+    if not ids:
+        raise Refused(f"the tokenizer of {pretrained.name!r} makes no token of the text: are its files beside the model?")
+    known = pretrained.model.get_input_embeddings().num_embeddings
+    if max(ids) >= known:
+        raise Refused(f"the tokenizer of {pretrained.name!r} gives token {max(ids)}, and the model knows {known}: two models.")
     limit = positions(pretrained.model)
     if limit is not None and len(ids) > limit:
-        raise Refused(f"the text has {len(ids)} tokens, and {pretrained.name!r} has positions for {limit}.")
+        raise Refused(
+            f"the text has {len(ids)} tokens, and {pretrained.name!r} has positions for {limit}: "
+            "shorten it, or name another model."
+        )
     written = {getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "cls", "sep", "pad")}
     added = read["special_tokens_mask"]
     raw = tokenizer.convert_ids_to_tokens(ids)
@@ -221,6 +231,8 @@ def _ask_hub(name: str) -> None:
 def _first_sentence(error: Exception) -> str:
     """The first line of somebody else's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "backend tokenizer" in lines[0]:  # a list of possible causes would follow
+        return "there are no tokenizer files beside it; tokenizer.save_pretrained(directory) writes them."
     return lines[0] if lines else type(error).__name__
 
 
