@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test test-js lint format clean
 setup: .venv/installed
 
 # One stamp: the second run only compares dates. constraints.txt says which versions were tested.
@@ -18,8 +18,17 @@ demo: setup
 	$(BIN)/regard view "The animal didn't cross the street because it was too tired." \
 	                   "The animal didn't cross the street because it was too wide." --token it
 
-test: setup
+# The modules first: the browser tests use what npm installs for them.
+test: setup test-js
 	$(BIN)/python -m pytest
+
+test-js:
+	@if command -v node >/dev/null && command -v npm >/dev/null; then $(MAKE) --no-print-directory node_modules/.package-lock.json && \
+	  node --test tests/js/*.test.js && node_modules/.bin/tsc --project tsconfig.json; \
+	else echo "regard: node and npm are not here, so the modules of the page are not tested by themselves"; fi
+
+node_modules/.package-lock.json: package.json package-lock.json
+	npm ci --no-audit --no-fund
 
 lint: setup
 	$(BIN)/ruff check .
@@ -31,4 +40,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

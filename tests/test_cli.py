@@ -42,6 +42,12 @@ def loaded(minilm: Pretrained, monkeypatch: pytest.MonkeyPatch) -> Pretrained:
     return minilm
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`regard view` writes its page where it runs."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
 def run(*arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(main, arguments, env={"COLUMNS": "100"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -52,8 +52,8 @@ TIRED = "The animal didn't cross the street because it was too tired."
 WIDE = "The animal didn't cross the street because it was too wide."
 HOSTILE = (
     "<img src=x onerror=alert(1)>", "</script>", "<!--", "<script>alert(2)</script>", "\u202eabc", "\u2066x\u2069", "\u200b",
-    "👩\u200d👩\u200d👧", "e\u0301", "Z\u0338\u0321\u031bal\u0337go", "مرحبا", "שלום", "x" * 10_240, "a\tb\n", "\u2028", "\ud800",
-    "&amp;", "{data}", "-->", " ", "__proto__", "';alert(3)//",
+    "👩\u200d👩\u200d👧", "e\u0301", "Z\u0338\u0321\u031bal\u0337go", "مرحبا", "שלום", "x" * 10_240, "a\tb\n", "\u2028",
+    "\ud800", "&amp;", "{data}", "-->", " ", "__proto__", "';alert(3)//",
 )  # fmt: skip
 
 
@@ -341,7 +341,7 @@ def tab_to(page: Any, role: str, turns: int = 12) -> None:
 def test_it_is_the_animal_when_it_is_tired(opened: Opener, animals: Record) -> None:
     page = opened(animals, "it")
     assert claims(page) == ["it → animal 0.68", "it → animal 0.28"]
-    assert page.locator(".panel > p.aside").all_inner_texts() == [
+    assert page.locator(".masses").all_inner_texts() == [
         "layer 3 head 1 · separators 0.11 · itself 0.06",
         "layer 3 head 1 · separators 0.34 · itself 0.03",
     ]
@@ -505,12 +505,12 @@ def test_hovering_answers_and_leaving_takes_it_back(opened: Opener) -> None:
     assert [claim.split(" ")[2] for claim in claims(page)] == ["[CLS]", "[CLS]"]
     box = page.locator("#map canvas").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 10, box["y"] + box["height"] - 10)
-    assert page.locator(".aside").first.inner_text().startswith("layer 1 head 2 ")
+    assert page.locator(".masses").first.inner_text().startswith("layer 1 head 2 ")
     page.mouse.move(5, 5)
     assert claims(page) == before
     page.mouse.click(box["x"] + box["width"] - 10, box["y"] + box["height"] - 10)
     page.mouse.move(5, 5)
-    assert page.locator(".aside").first.inner_text().startswith("layer 1 head 2 ")
+    assert page.locator(".masses").first.inner_text().startswith("layer 1 head 2 ")
     assert focused(page, "role") == "gridcell"
 
 

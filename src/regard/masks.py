@@ -276,11 +276,12 @@ class Window(Interval):
 
     @property
     def expression(self) -> str:
-        return f"window({self.left})" if self.left == self.right else f"window({self.left}, {self.right})"
+        left, right = ("∞" if n == checks.FARTHEST else str(n) for n in (self.left, self.right))
+        return f"window({left})" if left == right else f"window({left}, {right})"
 
     @property
     def extent(self) -> tuple[int, int]:
-        size = max(8, 3 * (max(self.left, self.right) + 1))
+        size = max([8, *(3 * (n + 1) for n in (self.left, self.right) if n < checks.FARTHEST)])
         return size, size
 
 

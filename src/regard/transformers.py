@@ -240,7 +240,6 @@ class _IndexFunction:
 _AND = theirs.and_masks(theirs.causal_mask_function).__code__
 _SLIDING = theirs.sliding_window_overlay(1).__code__
 _SLIDING_BOTH_WAYS = theirs.sliding_window_bidirectional_overlay(1).__code__
-_FAR = 1 << 40  # further to the right than any key
 
 
 def _translate(function: Callable[..., Tensor], q_offset: int, kv_offset: int, one_by_one: bool) -> masks.Mask:
@@ -256,7 +255,7 @@ def _translate(function: Callable[..., Tensor], q_offset: int, kv_offset: int, o
             parts = [_translate(f, q_offset, kv_offset, one_by_one) for f in held["mask_functions"]]
             return functools.reduce(lambda a, b: a & b, parts)
         size = held["sliding_window"]
-        return masks.window(size - 1, _FAR) if code is _SLIDING else masks.window(size)
+        return masks.window(size - 1, sys.maxsize) if code is _SLIDING else masks.window(size)
     return masks.where(_IndexFunction(function, q_offset, kv_offset, one_by_one))
 
 

@@ -61,7 +61,9 @@ function render(committed) {
     if (i !== active || committed) panel.reveal(now.queries[i]);
   }
   overview.update(now, state, marked, sentence(state.layer, state.head, state.queries));
-  byId("facts").replaceChildren(headFacts(data, now.layer, now.head));
+  if (committed || state.hover === null || "layer" in state.hover) {
+    byId("facts").replaceChildren(headFacts(data, now.layer, now.head));
+  }
   const text = data.texts[active];
   const there = look(data, text, now.layer, now.head, now.queries[active], dimmed);
   byId("readout").replaceChildren(
@@ -158,7 +160,12 @@ function listen() {
     overview.pictures(state.active, state.dimmed);
     render(false);
   };
-  new ResizeObserver(redraw).observe(byId("heads"));
+  let width = byId("heads").clientWidth;
+  new ResizeObserver(() => {
+    if (byId("heads").clientWidth === width) return; // only its height: other numbers
+    width = byId("heads").clientWidth;
+    redraw();
+  }).observe(byId("heads"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 }
 

@@ -25,7 +25,7 @@ export function makePanel(data, index) {
   const title = data.texts.length > 1 ? `Text ${index + 1}` : "Text";
   const sentence = make("p", { class: "sentence", dir: "auto" });
   const claim = make("h2", { class: "claim" });
-  const aside = make("p", { class: "aside" });
+  const masses = make("p", { class: "masses" });
   const options = text.pieces.map((piece, place) =>
     make("li", { role: "option", "data-query": String(place), "aria-label": text.names[place], tabindex: "-1" }, token(piece)),
   );
@@ -52,7 +52,7 @@ export function makePanel(data, index) {
     text.indices === null
       ? []
       : [make("p", { class: "kept" }, `A text of this length keeps the ${text.kept} strongest keys of each token.`)];
-  const root = make("section", { class: "panel", "aria-label": title }, sentence, claim, aside, head, scroll, ...kept);
+  const root = make("section", { class: "panel", "aria-label": title }, sentence, claim, masses, head, scroll, ...kept);
 
   root.classList.toggle("long", count > LONG);
 
@@ -69,7 +69,7 @@ export function makePanel(data, index) {
       sentence.replaceChildren(before, ...(part ? [make("mark", {}, part)] : []), after);
       const weight = weights.find(({ key }) => key === named)?.weight;
       claim.replaceChildren(...claimOf(text.names[query], named < 0 ? null : text.names[named], weight));
-      aside.textContent = [
+      masses.textContent = [
         `layer ${layer} head ${number}`,
         `separators ${two(rowMass(data, text, "special", layer, number, query))}`,
         `itself ${two(rowMass(data, text, "self", layer, number, query))}`,
