@@ -193,6 +193,13 @@ def test_default_offset_puts_the_queries_last():
     assert not causal.to_dense(5, 2)[0, 0, :3].any()  # the first three queries come before every key
 
 
+def test_numbers_from_numpy_are_numbers():
+    assert padding(np.int64(3)) == padding(3)
+    assert padding(np.array([3, 2])) == padding([np.int32(3), 2]) == padding([3, 2])
+    assert window(np.int64(3), np.int8(1)) == window(3, 1)
+    assert causal_from(np.int64(-2)) == causal_from(-2)
+
+
 def test_sliding_window_of_w_keys():
     seen = (causal & window(3, 0)).to_dense(9, 9)[0, 0]
     assert seen.sum(-1).tolist() == [1, 2, 3, 4, 4, 4, 4, 4, 4]

@@ -554,6 +554,8 @@ def padding(lengths: int | Sequence[int] | Tensor | None = None, *, keep: Tensor
         return Keep(Held(checks.boolean_mask("padding(keep=…)", keep, most=2)))
     if isinstance(lengths, Tensor):
         return Lengths(Held(checks.lengths_tensor(lengths)))
+    if isinstance(lengths, np.ndarray | np.generic):
+        lengths = lengths.tolist()
     numbers = (lengths,) if isinstance(lengths, int) else tuple(lengths or ())
     checks.at_least_one_length(numbers)
     return Lengths(tuple(checks.whole_number("padding", "length", n) for n in numbers))

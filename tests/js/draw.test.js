@@ -11,8 +11,8 @@ test("lines are as dark and wide as their weights, the strongest on top, the set
   const weights = [{ key: 2, weight: 0.5 }, { key: 0, weight: 0.3 }, { key: 1, weight: 0.196 }, { key: 3, weight: 0.004 }];
   assert.deepEqual(lines(weights, 1, [true, false, false, false], 2), [
     { path: curve(1, 0), width: 1.3, opacity: 0.6, kind: "aside", key: 0 },
-    { path: curve(1, 1), width: 2.37, opacity: 0.29, kind: "plain", key: 1 },
-    { path: curve(1, 2), width: 4.5, opacity: 0.56, kind: "strongest", key: 2 },
+    { path: curve(1, 1), width: 2.37, opacity: 0.34, kind: "plain", key: 1 },
+    { path: curve(1, 2), width: 4.5, opacity: 0.59, kind: "strongest", key: 2 },
   ]);
 });
 

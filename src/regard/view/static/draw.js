@@ -25,7 +25,7 @@ export function lines(weights, query, aside, strongest) {
       return {
         path: curve(query, key),
         width: kind === "aside" ? 1 + weight : round(1 + 7 * weight),
-        opacity: kind === "aside" ? 0.6 : round(0.12 + 0.88 * weight),
+        opacity: kind === "aside" ? 0.6 : round(0.18 + 0.82 * weight),
         kind,
         key,
       };
