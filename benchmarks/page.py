@@ -27,9 +27,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, Route, TimeoutError, sync_playwright
 
-from regard.pretrained import Pretrained, Tokens, load, tokenize
+from regard.pretrained import Pretrained, Tokens, attentions, load, tokenize
 from regard.record import record
-from regard.view.looks import attentions
 from regard.view.page import render
 from results import append
 

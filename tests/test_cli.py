@@ -21,7 +21,7 @@ import transformers
 import regard
 from regard import pretrained
 from regard.cli import main
-from regard.pretrained import Pretrained, Refused, Tokens, load, tokenize
+from regard.pretrained import Pretrained, Refused, Tokens, attentions, load, tokenize
 from regard.view import looks as view
 from regard.view.terminal import bar, safe, show
 
@@ -265,7 +265,7 @@ def test_encoder_decoders_are_refused_for_now() -> None:
     )  # fmt: skip
     model = Pretrained(transformers.BartModel(config).eval(), None, "a translator", None)
     with pytest.raises(Refused, match="'a translator' is an encoder-decoder"):
-        view.attentions(model, tokens_of("a", "b"))
+        attentions(model, tokens_of("a", "b"))
 
 
 def test_a_model_without_attention_is_refused() -> None:
@@ -274,4 +274,15 @@ def test_a_model_without_attention_is_refused() -> None:
     )
     model = Pretrained(transformers.FNetModel(config).eval(), None, "a mixer", None)
     with pytest.raises(Refused, match="'a mixer' hands out no attention weights"):
-        view.attentions(model, tokens_of("a", "b"))
+        attentions(model, tokens_of("a", "b"))
+
+
+@demo
+def test_texts_from_files(loaded: Pretrained, tmp_path: Path) -> None:
+    (tmp_path / "tired.txt").write_text(TIRED + "\n", encoding="utf-8")
+    _, out, _ = run("view", "--file", str(tmp_path / "tired.txt"), "--token", "it")
+    assert "animal          0.68" in out
+    (tmp_path / "latin.txt").write_bytes("das M\u00e4dchen".encode("latin-1"))
+    assert "is not UTF-8: byte 5 is 0xe4" in complaint("view", "--file", str(tmp_path / "latin.txt"))
+    assert "cannot be read: No such file" in complaint("heads", "--file", str(tmp_path / "absent.txt"))
+    assert "there is no text: give one or several" in complaint("record", "--out", str(tmp_path / "x"))

@@ -131,7 +131,7 @@ def test_what_a_record_says_of_the_model(read: Record, minilm: Pretrained) -> No
 
 @demo
 def test_logsumexp_normalises_the_scores(minilm: Pretrained, read: Record) -> None:
-    from regard.view.looks import attentions
+    from regard.pretrained import attentions
 
     for n, matrix in enumerate(attentions(minilm, tokenize(minilm, TIRED))):
         scores = matrix.call.scale * matrix.call.query[0].double() @ matrix.call.key[0].double().mT
@@ -238,10 +238,10 @@ def test_a_mask_that_depends_on_the_text(minilm: Pretrained) -> None:
 
 @demo
 def test_models_that_cannot_be_recorded(minilm: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
-    from regard.view import looks
+    from regard import pretrained
 
     def handing_out(*matrices: regard.Attention) -> str:
-        monkeypatch.setattr(looks, "attentions", lambda pretrained, tokens: matrices)
+        monkeypatch.setattr(pretrained, "attentions", lambda pretrained, tokens: matrices)
         with pytest.raises(Refused, match=r"^'all-MiniLM-L6-v2' cannot be recorded: .*\.$") as refused:
             record(minilm, "x")
         return str(refused.value)

@@ -24,14 +24,19 @@ main = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="One text, or several to compare.")]
+Files = Annotated[list[Path] | None, typer.Option(help="A text file in UTF-8, read as one more text; may be repeated.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A name on the Hugging Face Hub, or a directory. Without it, the small packaged model."),
+]
+
 
 @main.command()
 def view(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text, or several to compare.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="A name on the Hugging Face Hub, or a directory. Without it, the small packaged model."),
-    ] = None,
+    texts: Texts = None,
+    file: Files = None,
+    model: Model = None,
     token: Annotated[
         str | None,
         typer.Option(help="The token to follow, a piece or a whole word. Without it, each token's strongest look."),
@@ -48,14 +53,15 @@ def view(
         from regard.pretrained import load, tokenize
         from regard.view.terminal import safe, show
 
+        given = _given(texts, file)
         pretrained = load(model)
-        tokens = [tokenize(pretrained, text) for text in texts]
+        tokens = [tokenize(pretrained, text) for text in given]
     with _one_sentence():
         show(_console(), pretrained, tokens, token)
         from regard.record import record
         from regard.view.page import write
 
-        write(record(pretrained, texts), out, token)
+        write(record(pretrained, given), out, token)
     _console().print(f"The page: {safe(str(out))}", soft_wrap=True)
     if show_page:
         import webbrowser
@@ -66,11 +72,9 @@ def view(
 
 @main.command()
 def heads(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text, or several.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="A name on the Hugging Face Hub, or a directory. Without it, the small packaged model."),
-    ] = None,
+    texts: Texts = None,
+    file: Files = None,
+    model: Model = None,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as CSV as well.")] = None,
     parquet: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as Parquet as well.")] = None,
 ) -> None:
@@ -84,7 +88,8 @@ def heads(
         from regard.record.shapes import HEAD_TABLE
         from regard.view.heads import show
 
-        read = record(load(model), texts, readouts=HEAD_TABLE)
+        given = _given(texts, file)
+        read = record(load(model), given, readouts=HEAD_TABLE)
         frame = read.heads()
     with _one_sentence():
         if csv is not None:
@@ -96,12 +101,10 @@ def heads(
 
 @main.command("record")
 def write_record(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text, or several.")],
     out: Annotated[str, typer.Option(metavar="FILE", help="The file to write, such as my.regard.safetensors.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="A name on the Hugging Face Hub, or a directory. Without it, the small packaged model."),
-    ] = None,
+    texts: Texts = None,
+    file: Files = None,
+    model: Model = None,
     top: Annotated[int, typer.Option(min=8, help="How many keys of each token are kept in texts of more than 64.")] = 8,
 ) -> None:
     """Write what a model attends to in some texts, and the texts, to a file for regard.load."""
@@ -111,7 +114,8 @@ def write_record(
         from regard.pretrained import load
         from regard.record import record
 
-        record(load(model), texts, top).save(out)
+        given = _given(texts, file)
+        record(load(model), given, top).save(out)
 
 
 @main.command()
@@ -125,6 +129,26 @@ def doctor() -> None:
         console.print(heading, style="bold")
         for name, what in getattr(report, heading):
             console.print(f"  {name:<14}{what}", soft_wrap=True)
+
+
+def _given(texts: list[str] | None, files: list[Path] | None) -> list[str]:
+    """The texts of the command line, then those of the files."""
+    from regard.pretrained import Refused
+
+    found = list(texts or ())
+    for path in files or ():
+        try:
+            found.append(path.read_bytes().decode("utf-8").rstrip("\r\n"))
+        except OSError as error:
+            raise Refused(f"the text file {str(path)!r} cannot be read: {error.strerror or error}.") from error
+        except UnicodeDecodeError as error:
+            raise Refused(
+                f"the text file {str(path)!r} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; "
+                "convert it, for instance with iconv."
+            ) from error
+    if not found:
+        raise Refused("there is no text: give one or several, or name text files with --file.")
+    return found
 
 
 def _console() -> Console:

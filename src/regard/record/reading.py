@@ -38,8 +38,7 @@ def record(pretrained: Pretrained, texts: str | Sequence[str], top: int = 8, rea
     Raises:
         Refused: a text or a model that cannot be recorded. Unsupported: an architecture that regard cannot read.
     """
-    from regard.pretrained import Refused, tokenize
-    from regard.view.looks import attentions
+    from regard.pretrained import Refused, attentions, tokenize
 
     checks.whole_number("record", "top", top, least=8)
     for name in readouts:

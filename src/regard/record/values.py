@@ -75,11 +75,11 @@ class Record:
 
         write_whole(path, encode(self))
 
-    def page(self, path: str | Path) -> None:
-        """Write the record as one HTML file that works from disk without network."""
+    def page(self, path: str | Path, token: str | None = None) -> None:
+        """Write the record as one HTML file that works from disk without network, opened at a token if one is named."""
         from regard.view.page import write
 
-        write(self, path)
+        write(self, path, token)
 
     def show(self) -> None:
         """Open the page in a browser, from a temporary file."""

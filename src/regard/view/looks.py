@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 import regard
-from regard.pretrained import Pretrained, Refused, Tokens
+from regard.pretrained import Refused, Tokens
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,6 @@ class Look:
     weight: float
     special: float  # the mass on special tokens, the query not counted
     itself: float  # the weight of the query on its own position
-
-
-def attentions(pretrained: Pretrained, tokens: Tokens) -> tuple[regard.Attention, ...]:
-    """The attention matrices of a text, one per layer, each (1, heads, tokens, tokens) and lazy."""
-    if pretrained.model.config.is_encoder_decoder:
-        raise Refused(f"{pretrained.name!r} is an encoder-decoder; only models that read one text can be shown yet.")
-    device = next(pretrained.model.parameters()).device
-    with torch.no_grad():
-        ids = torch.tensor([tokens.ids], device=device)
-        outputs = pretrained.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_attentions=True)
-    layers = tuple(getattr(outputs, "attentions", None) or ())
-    if not layers or not all(isinstance(layer, regard.Attention) for layer in layers):
-        raise Refused(f"{pretrained.name!r} hands out no attention weights.")
-    return layers
 
 
 def looks(layers: Sequence[regard.Attention], tokens: Tokens, query: int) -> tuple[Look, ...]:

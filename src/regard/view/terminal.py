@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from regard import Attention
-from regard.pretrained import Pretrained, Tokens
-from regard.view.looks import Look, attentions, looks, occurrences, shared_heads, strongest
+from regard.pretrained import Pretrained, Tokens, attentions
+from regard.view.looks import Look, looks, occurrences, shared_heads, strongest
 
 HEADS = 8  # how many heads of a token are shown
 CELLS = 12  # the length of a bar that stands for a weight of 1, half of it where the terminal is narrow
