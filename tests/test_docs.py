@@ -16,7 +16,7 @@ from regard.readouts import Entropy, Received, TopK
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-ROWS = list(csv.DictReader((ROOT / "benchmarks" / "results.csv").open()))
+ROWS = list(csv.DictReader((ROOT / "benchmarks" / "results.csv").read_text().splitlines()))
 
 
 def _blocks(kind: str) -> list[str]:
