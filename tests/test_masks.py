@@ -18,23 +18,8 @@ from torch import Tensor
 import regard
 from regard import masks
 from regard.checks import ShapeError
-from regard.masks import (
-    EMPTY,
-    FULL,
-    MIXED,
-    And,
-    Box,
-    Mask,
-    Not,
-    Or,
-    causal,
-    causal_from,
-    dense,
-    full,
-    padding,
-    where,
-    window,
-)
+from regard.masks import Mask, causal, causal_from, dense, full, padding, where, window
+from regard.masks.algebra import EMPTY, FULL, MIXED, And, Box, Not, Or
 from regard.picture import SYMBOLS
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import regard
 from regard import plan
-from regard.masks import Box, Mask, causal, causal_from, dense, full, padding, where, window
+from regard.masks import Mask, causal, causal_from, dense, full, padding, where, window
+from regard.masks.algebra import Box
 from regard.plan import lay
 from regard.testing.strategies import Sizes, drawn_masks
 

@@ -220,7 +220,7 @@ def test_a_mask_means_what_transformers_means(
     assert lazy.shape == wanted.shape
     found = lazy.mask.to_dense(queries, keys, batch=2, offset=lazy.offset)
     assert torch.equal(found, wanted.expand_as(found))
-    known = not any(isinstance(part, regard.masks.Where) for part in whole(lazy.mask))
+    known = not any(isinstance(part, regard.masks.contents.Where) for part in whole(lazy.mask))
     assert known == (name in SYMBOLIC)
 
 

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from regard import checks
-from regard.masks import Mask, grid, version
+from regard.masks import Mask
+from regard.masks.algebra import grid, version
 
 
 @dataclass(frozen=True)

@@ -295,7 +295,7 @@ def operand_shape(
 
 def unchanged(watched: Iterable[tuple[Tensor, int]]) -> None:
     """Tensors that were not changed in place since the matrix was built."""
-    from regard.masks import version
+    from regard.masks.algebra import version
 
     for held, then in watched:
         if version(held) != then:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regard.masks import EMPTY, FULL, MIXED, Box, Mask, grid
+from regard.masks import Mask
+from regard.masks.algebra import EMPTY, FULL, MIXED, Box, grid
 
 if TYPE_CHECKING:
     from regard.attention import Attention

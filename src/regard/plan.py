@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from regard.masks import EMPTY, FULL, MIXED, Box, Ints, Mask, version
+from regard.masks import Mask
+from regard.masks.algebra import EMPTY, FULL, MIXED, Box, Ints, version
 
 FAN_OUT = 4  # a mixed box is cut into FAN_OUT × FAN_OUT smaller ones
 REMEMBERED = 32  # plans kept per living mask

@@ -23,6 +23,7 @@ from transformers import masking_utils as theirs
 import regard
 from regard import masks
 from regard.checks import Unsupported
+from regard.masks.algebra import version
 
 NAME = "regard"
 
@@ -178,9 +179,9 @@ def _from_tensor(mask: Tensor) -> masks.Mask:
     """A user's own four-dimensional mask: booleans, or numbers to add that only hide."""
     if mask.dtype == torch.bool:
         return masks.dense(mask)
-    version = masks.version(mask)
+    changes = version(mask)
     known: tuple[int, masks.Mask] | None = _read_before.get(mask)
-    if known is not None and known[0] == version:
+    if known is not None and known[0] == changes >= 0:  # without a count, a change would go unnoticed
         return known[1]
     if not mask.is_floating_point():
         raise Unsupported(
@@ -194,7 +195,7 @@ def _from_tensor(mask: Tensor) -> masks.Mask:
             "pass booleans (True = may attend), or only 0 and the lowest number of its dtype."
         )
     read = masks.dense(~hidden)
-    _read_before[mask] = (version, read)
+    _read_before[mask] = (changes, read)
     return read
 
 

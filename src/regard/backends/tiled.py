@@ -23,7 +23,7 @@ from torch import Tensor
 from regard.backends.base import Backend
 from regard.call import Call, transformed
 from regard.checks import Unsupported, unchanged
-from regard.masks import version
+from regard.masks.algebra import version
 from regard.plan import Plan, lay
 from regard.products import average, collect, dots
 from regard.readouts.base import Finished, FinishedReadout, OnlineReadout, Parts, Place, Readout, Scored, Swept

@@ -12,7 +12,8 @@ from torch import Tensor
 from regard.backends.base import Backend
 from regard.backends.tiled import Tiled
 from regard.call import Call
-from regard.masks import Causal, CausalFrom, Mask
+from regard.masks import Mask
+from regard.masks.intervals import Causal, CausalFrom
 from regard.readouts.base import Parts, Readout
 
 

@@ -1,0 +1,288 @@
+"""What a mask is, and its closure under ``& | ~``.
+
+A mask answers four questions: what it means (`allows`), what it says of a whole rectangle (`box`), its dense form
+(`to_dense`) and its picture (`draw`). Kernels never see a mask, only the plan that is laid from its boxes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regard import checks
+
+EMPTY, MIXED, FULL = 0, 1, 2  # ordered, so that & is the minimum, | the maximum and ~ is 2 - x
+
+Ints = NDArray[np.int64]
+Kinds = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Box:
+    """Rectangles of the matrix, one per array element, both ends included, over some batch rows and heads."""
+
+    batch: Sequence[int]
+    heads: Sequence[int]
+    query_low: Ints
+    query_high: Ints
+    key_low: Ints
+    key_high: Ints
+    offset_low: int
+    offset_high: int
+    opaque: int = MIXED  # what a mask answers that can only be known by looking at its pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A tensor inside a mask, compared by identity and version: its content is never looked at to compare."""
+
+    tensor: Tensor
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", version(self.tensor))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy counts the changes of its own tensor."""
+        self.__dict__.update(state, version=version(state["tensor"]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Held) and self.tensor is other.tensor and self.version == other.version
+
+    def __hash__(self) -> int:
+        return hash((id(self.tensor), self.version))
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; -1 where it keeps no count (inference mode)."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+class Mask(ABC):
+    """A set of (batch, head, query, key) pairs that may meet."""
+
+    @abstractmethod
+    def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
+        """Whether each pair may meet; position = query + offset, the place of the query among the keys."""
+
+    @abstractmethod
+    def box(self, box: Box) -> Kinds:
+        """EMPTY, FULL or MIXED for each rectangle. EMPTY and FULL are never wrong; MIXED may be cautious."""
+
+    @property
+    @abstractmethod
+    def expression(self) -> str:
+        """The mask as one would write it."""
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """A number of (queries, keys) at which a picture shows what the mask does, parts aside."""
+        return (8, 8)
+
+    def extents(self) -> list[tuple[int, int]]:
+        """The extents of all that the mask is made of."""
+        return [size for part in self.parts() for size in part.extents()] or [self.extent]
+
+    def parts(self) -> tuple[Mask, ...]:
+        """The masks that this one is made of."""
+        return ()
+
+    @property
+    def opaque(self) -> bool:
+        """Whether something in it can only be known by looking at every pair."""
+        return any(part.opaque for part in self.parts())
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor inside."""
+        return tuple(t for part in self.parts() for t in part.tensors())
+
+    def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
+        """Why the mask cannot lie on a matrix of that size, None being any; empty if it can."""
+        return [m for part in self.parts() for m in part.misfits(batch, heads, queries, keys)]
+
+    def allows(
+        self,
+        batch: Tensor | int,
+        head: Tensor | int,
+        query: Tensor | int,
+        key: Tensor | int,
+        offset: Tensor | int = 0,
+    ) -> Tensor:
+        """Whether each (batch, head, query, key) may meet, on broadcastable integer tensors.
+
+        offset is the position of query 0 among the keys: an int, or one per batch row, shape (batch,).
+        """
+        tensors = (*self.tensors(), *(x for x in (batch, head, query, key, offset) if isinstance(x, Tensor)))
+        device = tensors[0].device if tensors else None
+        b, h, i, j = (checks.indices("allows", x, device) for x in (batch, head, query, key))
+        shift = offset[b] if isinstance(offset, Tensor) and offset.ndim else offset
+        shape = torch.broadcast_shapes(b.shape, h.shape, i.shape, j.shape)
+        return self._allows(b, h, i, j, i + shift).expand(shape)
+
+    def to_dense(self, queries: int, keys: int, batch: int = 1, heads: int = 1, offset: int | Tensor | None = None) -> Tensor:
+        """The mask as booleans, shape (batch, heads, queries, keys). offset None = keys - queries."""
+        checks.mask_lies_on("to_dense", self, batch, heads, queries, keys)
+        device = next((t.device for t in self.tensors()), torch.device("cpu"))
+        b, h, i, j = grid(range(batch), range(heads), range(queries), range(keys), device)
+        return self.allows(b, h, i, j, keys - queries if offset is None else offset).contiguous()
+
+    def draw(self, queries: int, keys: int, offset: int | None = None, cells: int = 16) -> str:
+        """A picture in text: ■ all pairs of the cell may meet, ▒ some, · none (batch row 0, head 0)."""
+        from regard.picture import draw_mask
+
+        queries, keys = (checks.whole_number("draw", name, n) for name, n in (("queries", queries), ("keys", keys)))
+        checks.whole_number("draw", "cells", cells, least=1)
+        checks.mask_lies_on("draw", self, None, None, queries, keys)
+        return draw_mask(self, range(queries), range(keys), keys - queries if offset is None else offset, cells)
+
+    def __and__(self, other: object) -> Mask:
+        return And.of(self, other) if isinstance(other, Mask) else checks.combined("&", other)
+
+    def __or__(self, other: object) -> Mask:
+        return Or.of(self, other) if isinstance(other, Mask) else checks.combined("|", other)
+
+    __rand__, __ror__ = __and__, __or__
+
+    def __invert__(self) -> Mask:
+        return Not(self)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(checks.MASK_AS_BOOLEAN.format(mask=self.expression))
+
+    def __str__(self) -> str:
+        return self.expression
+
+    def __repr__(self) -> str:
+        if not all(t.numel() for t in self.tensors()):
+            return f"{self.expression}\n(nothing to draw)"
+        queries, keys = (sorted(set(n), reverse=True) for n in zip(*self.extents(), strict=True))
+        for size in product(queries, keys):
+            if not self.misfits(None, None, *size):
+                return f"{self.expression}\n{self.draw(*size)}"
+        return f"{self.expression}\n(no matrix has a size that all of it fits)"
+
+
+def grid(
+    batch: Sequence[int], heads: Sequence[int], queries: Sequence[int], keys: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Index tensors that broadcast to (batch, heads, queries, keys)."""
+    b, h, i, j = (numbers(x, device) for x in (batch, heads, queries, keys))
+    return b[:, None, None, None], h[:, None, None], i[:, None], j
+
+
+def numbers(indices: Sequence[int], device: torch.device) -> Tensor:
+    """A sequence of integers as a tensor."""
+    if isinstance(indices, range):
+        return torch.arange(indices.start, indices.stop, indices.step, device=device)
+    return torch.tensor(indices, dtype=torch.int64, device=device)
+
+
+@dataclass(frozen=True, repr=False)
+class Full(Mask):
+    """Everyone may attend to everyone."""
+
+    def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
+        return torch.ones((), dtype=torch.bool, device=key.device)
+
+    def box(self, box: Box) -> Kinds:
+        return np.full(box.key_low.shape, FULL, np.int8)
+
+    @property
+    def expression(self) -> str:
+        return "full"
+
+
+@dataclass(frozen=True, repr=False)
+class And(Mask):
+    """Pairs that every part allows."""
+
+    masks: tuple[Mask, ...]
+
+    @staticmethod
+    def of(a: Mask, b: Mask) -> Mask:
+        if b in (a, full):
+            return a
+        if a == full:
+            return b
+        return And(tuple(dict.fromkeys(p for m in (a, b) for p in (m.masks if isinstance(m, And) else (m,)))))
+
+    def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
+        first, *rest = (m._allows(batch, head, query, key, position) for m in self.masks)
+        for other in rest:
+            first = first & other
+        return first
+
+    def box(self, box: Box) -> Kinds:
+        return np.minimum.reduce([m.box(box) for m in self.masks])
+
+    def parts(self) -> tuple[Mask, ...]:
+        return self.masks
+
+    @property
+    def expression(self) -> str:
+        return " & ".join(f"({m})" if isinstance(m, Or) else str(m) for m in self.masks)
+
+
+@dataclass(frozen=True, repr=False)
+class Or(Mask):
+    """Pairs that some part allows."""
+
+    masks: tuple[Mask, ...]
+
+    @staticmethod
+    def of(a: Mask, b: Mask) -> Mask:
+        if full in (a, b):
+            return full
+        if a == b:
+            return a
+        return Or(tuple(dict.fromkeys(p for m in (a, b) for p in (m.masks if isinstance(m, Or) else (m,)))))
+
+    def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
+        first, *rest = (m._allows(batch, head, query, key, position) for m in self.masks)
+        for other in rest:
+            first = first | other
+        return first
+
+    def box(self, box: Box) -> Kinds:
+        return np.maximum.reduce([m.box(box) for m in self.masks])
+
+    def parts(self) -> tuple[Mask, ...]:
+        return self.masks
+
+    @property
+    def expression(self) -> str:
+        return " | ".join(f"({m})" if isinstance(m, And) else str(m) for m in self.masks)
+
+
+@dataclass(frozen=True, repr=False)
+class Not(Mask):
+    """Pairs that the part hides."""
+
+    mask: Mask
+
+    def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
+        return ~self.mask._allows(batch, head, query, key, position)
+
+    def box(self, box: Box) -> Kinds:
+        return (2 - self.mask.box(replace(box, opaque=2 - box.opaque))).astype(np.int8)
+
+    def parts(self) -> tuple[Mask, ...]:
+        return (self.mask,)
+
+    def __invert__(self) -> Mask:
+        return self.mask
+
+    @property
+    def expression(self) -> str:
+        return f"~({self.mask})" if isinstance(self.mask, And | Or) else f"~{self.mask}"
+
+
+full: Mask = Full()
