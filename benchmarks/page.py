@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import re
-import shutil
 import statistics
 import sys
 import tempfile
@@ -29,19 +28,10 @@ from playwright.sync_api import Browser, Route, TimeoutError, sync_playwright
 
 from regard.pretrained import Pretrained, Tokens, attentions, load, tokenize
 from regard.record import record
+from regard.testing.browser import CHROMIUM, FLAGS
 from regard.view.page import render
 from results import append
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SENTENCES = (
     "The animal didn't cross the street because it was too tired.",
     "The animal didn't cross the street because it was too wide.",
@@ -114,8 +104,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.peer is not None:
         sys.path.append(str(options.peer))  # last, so that it brings no other version of what is here
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
+    if CHROMIUM is None:
         print("no Chromium found")
         return 1
     pretrained = load()
@@ -124,7 +113,7 @@ def main() -> int:
     shape = "6 layers × 12 heads"
     cases = {f"two sentences of 16 tokens, {shape}": SENTENCES, f"{TOKENS} tokens, {shape}": (text,)}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         place = Path(folder) / "page.html"
         own: dict[str, tuple[float, float]] = {}
         for case, texts in cases.items():

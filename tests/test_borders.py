@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import regard
 from regard.backends.tiled import Tiled
 from regard.masks import causal, causal_from, full, padding, where, window
-from regard.plan import lay
+from regard.plan import Axes, lay
 from regard.readouts import Entropy, TopK
 
 
@@ -245,7 +245,7 @@ def test_opaque_masks_have_small_plans():
     n = 1 << 16
     opaque = where(lambda b, h, i, j: (i + j) % 3 > 0)
     for mask, runs in ((opaque, n // 16), (causal & opaque, n // 16 + n // 128)):
-        plan = lay(mask, range(1), range(1), range(n), range(n), 0, 16, 128)
+        plan = lay(mask, Axes(range(1), range(1), range(n), range(n)), 0, 16, 128)
         assert len(plan.begin) <= 2 * runs
     picture = (causal & opaque).draw(n, n)
     assert picture.splitlines()[0].startswith("▒ ·")

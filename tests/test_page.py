@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,22 +24,12 @@ from regard.cli import main
 from regard.pretrained import Pretrained, Refused, load
 from regard.record import READOUTS, Layer, NotWritten, Record, Text, record
 from regard.record.shapes import HEAD_TABLE
+from regard.testing.browser import CHROMIUM, FLAGS
 from regard.view import page as made
 from regard.view.page import modules, render, write
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 
 in_browser = pytest.mark.skipif(

@@ -18,7 +18,7 @@ import regard
 from regard import plan
 from regard.masks import Mask, causal, causal_from, dense, full, padding, where, window
 from regard.masks.algebra import Box
-from regard.plan import lay
+from regard.plan import Axes, lay
 from regard.testing.strategies import Sizes, drawn_masks
 
 MILLION = 1 << 20
@@ -71,7 +71,7 @@ def test_steps_hold_every_visible_pair_once_and_full_ones_nothing_hidden(problem
     seen = mask.to_dense(size.queries, size.keys, size.batch, size.heads, shifts)
     for dim, picked in enumerate(axes):
         seen = seen.index_select(dim, torch.tensor(list(picked), dtype=torch.int64))
-    laid = lay(mask, *axes, offset, rows, columns)
+    laid = lay(mask, Axes(*axes), offset, rows, columns)
     queries, keys = len(axes[2]), len(axes[3])
     assert len(laid) == math.ceil(queries / rows)
     computed = 0
@@ -94,14 +94,14 @@ def test_steps_hold_every_visible_pair_once_and_full_ones_nothing_hidden(problem
 @given(problems())
 def test_narrow_and_wide_steps_are_the_same_keys(problem):
     _, mask, offset, axes, rows, columns = problem
-    laid = lay(mask, *axes, offset, rows, columns)
+    laid = lay(mask, Axes(*axes), offset, rows, columns)
     for row in range(len(laid)):
         spans = [[n for s in laid.steps(row, widest) for n in range(s.begin, s.end)] for widest in (1, 5, 1000)]
         assert spans[0] == spans[1] == spans[2]
 
 
 def test_neighbours_are_joined_up_to_the_widest():
-    laid = lay(causal, (0,), (0,), range(64), range(64), 0, 8, 8)
+    laid = lay(causal, Axes((0,), (0,), range(64), range(64)), 0, 8, 8)
     assert [(s.begin, s.end, s.mixed) for s in laid.steps(7, 1000)] == [(0, 64, True)]
     assert [(s.begin, s.end, s.mixed) for s in laid.steps(7, 56)] == [(0, 56, False), (56, 64, True)]
     assert [(s.begin, s.end, s.mixed) for s in laid.steps(7, 40)] == [(0, 40, False), (40, 64, True)]
@@ -147,7 +147,7 @@ def test_a_million_tokens_take_runs_and_boxes_in_proportion(mask, runs, least, b
     axes = ((0,), (0,), range(MILLION), range(MILLION))
     tracemalloc.start()
     try:
-        laid = lay(counted, *axes, 0, TILE, TILE)
+        laid = lay(counted, Axes(*axes), 0, TILE, TILE)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -166,7 +166,7 @@ def test_two_million_tokens_take_twice_the_boxes_of_one():
     totals = []
     for length in (MILLION, 2 * MILLION, 4 * MILLION):
         counted = Counted(causal & window(4095, 0))
-        lay(counted, (0,), (0,), range(length), range(length), 0, TILE, TILE)
+        lay(counted, Axes((0,), (0,), range(length), range(length)), 0, TILE, TILE)
         totals.append(sum(counted.asked))
     assert totals[2] <= 4.5 * totals[0]
     assert totals[1] < totals[2]
@@ -176,7 +176,7 @@ def test_two_million_tokens_take_twice_the_boxes_of_one():
 
 
 def asked(mask: Mask, keys: int = 6) -> plan.Plan:
-    return lay(mask, range(1), range(1), range(4), range(keys), 0, 2, 2)
+    return lay(mask, Axes(range(1), range(1), range(4), range(keys)), 0, 2, 2)
 
 
 def test_a_plan_is_laid_once_per_mask_and_question():

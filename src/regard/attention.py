@@ -11,11 +11,12 @@ from torch import Tensor
 
 from regard import backends, checks, readouts, tensorlike
 from regard.backends.base import Backend
-from regard.call import Axes, Call
+from regard.call import Call
 from regard.explain import Explanation, explain
 from regard.indexing import Index, select
 from regard.layout import Layout
 from regard.masks import Mask, full
+from regard.plan import Axes
 from regard.readouts.base import Readout
 from regard.readouts.output import Output
 from regard.readouts.rows import Weights

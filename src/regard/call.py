@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,16 +13,7 @@ from torch import Tensor
 from regard import checks
 from regard.masks import Mask
 from regard.masks.algebra import grid, version
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Which batch rows, heads, queries and keys of the original matrix these are: what a mask and a position refer to."""
-
-    batch: Sequence[int]
-    heads: Sequence[int]
-    queries: Sequence[int]
-    keys: Sequence[int]
+from regard.plan import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +59,10 @@ class Call:
         )
 
     def without_tensors(self) -> Call:
-        """The same call with shapes in the place of tensors: what a graph may keep."""
+        """The same call with shapes in the place of queries and keys, watching its mask: what a graph may keep."""
         query, key = (torch.empty_like(t, device="meta") for t in (self.query, self.key))
         whole = None if self.whole is None else self.whole.without_tensors()
-        return replace(self, query=query, key=key, whole=whole, watched=())
+        return replace(self, query=query, key=key, whole=whole).watching()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy counts the changes of its own tensors."""

@@ -84,8 +84,7 @@ def explain(call: Call, questions: Sequence[Readout], demanded: str | Backend | 
 def _visible(call: Call) -> int:
     """Pairs in the tiles that a walk computes."""
     batch, heads, _, _ = call.shape
-    axes = call.axes
-    plan = lay(call.mask, axes.batch, axes.heads, axes.queries, axes.keys, call.offset, TILE, TILE)
+    plan = lay(call.mask, call.axes, call.offset, TILE, TILE)
     return batch * heads * plan.visible
 
 

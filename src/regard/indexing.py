@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.call import Axes, Call
+from regard.call import Call
 from regard.layout import Layout
+from regard.plan import Axes
 
 if TYPE_CHECKING:
     from regard.attention import Attention

@@ -22,6 +22,16 @@ REMEMBERED = 32  # plans kept per living mask
 
 
 @dataclass(frozen=True)
+class Axes:
+    """Which batch rows, heads, queries and keys of the original matrix these are: what a mask and a position refer to."""
+
+    batch: Sequence[int]
+    heads: Sequence[int]
+    queries: Sequence[int]
+    keys: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Step:
     """Keys begin … end - 1 of one row of tiles; mixed = some pairs in it may be hidden."""
 
@@ -72,39 +82,22 @@ class Plan:
 _plans: WeakKeyDictionary[Mask, dict[Any, Plan]] = WeakKeyDictionary()  # weak: a plan lives as long as its mask
 
 
-def lay(
-    mask: Mask,
-    batch: Sequence[int],
-    heads: Sequence[int],
-    queries: Sequence[int],
-    keys: Sequence[int],
-    offset: int | tuple[int, ...],
-    rows: int,
-    columns: int,
-) -> Plan:
+def lay(mask: Mask, axes: Axes, offset: int | tuple[int, ...], rows: int, columns: int) -> Plan:
     """The plan of a mask over tiles of rows × columns: what holds for every one of the batch rows and heads."""
-    key = (batch, heads, queries, keys, offset, rows, columns, tuple(map(version, mask.tensors())))
+    key = (axes, offset, rows, columns, tuple(map(version, mask.tensors())))
     if -1 in key[-1]:  # tensors without a version may change unnoticed: nothing about them is remembered
-        return _lay(mask, batch, heads, queries, keys, offset, rows, columns)
+        return _lay(mask, axes, offset, rows, columns)
     plans = _plans.setdefault(mask, {})
     plan = plans.get(key)
     if plan is None:
         if len(plans) >= REMEMBERED:
             plans.clear()
-        plan = plans[key] = _lay(mask, batch, heads, queries, keys, offset, rows, columns)
+        plan = plans[key] = _lay(mask, axes, offset, rows, columns)
     return plan
 
 
-def _lay(
-    mask: Mask,
-    batch: Sequence[int],
-    heads: Sequence[int],
-    queries: Sequence[int],
-    keys: Sequence[int],
-    offset: int | tuple[int, ...],
-    rows: int,
-    columns: int,
-) -> Plan:
+def _lay(mask: Mask, axes: Axes, offset: int | tuple[int, ...], rows: int, columns: int) -> Plan:
+    batch, heads, queries, keys = axes.batch, axes.heads, axes.queries, axes.keys
     tall, wide = -(-len(queries) // rows), -(-len(keys) // columns)
     if not tall or not wide or not batch or not heads:
         nothing = np.zeros(0, np.int64)

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from regard.backends.base import Backend
 from regard.call import Call, transformed
-from regard.checks import Unsupported, unchanged
-from regard.masks.algebra import version
+from regard.checks import Unsupported
 from regard.plan import Plan, lay
 from regard.products import average, collect, dots
 from regard.readouts.base import Finished, FinishedReadout, OnlineReadout, Parts, Place, Readout, Scored, Swept
@@ -92,14 +91,13 @@ class _Read(torch.autograd.Function):
         ctx.save_for_backward(*flat, *tensors)  # through autograd, so that a change in place is noticed
         ctx.tiled, ctx.call, ctx.given = tiled, call.without_tensors(), log_sum is not None
         ctx.readouts = [readout.without_operands() for readout in readouts]
-        ctx.watched = [(t, version(t)) for t in call.mask.tensors()]
         ctx.outputs = len(flat)
         ctx.set_materialize_grads(False)  # an answer that nobody differentiates costs nothing
         return flat
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        unchanged(ctx.watched)
+        ctx.call.check_unchanged()
         saved = ctx.saved_tensors  # unpacked once: gradient checkpointing allows no second time
         flat, tensors = saved[: ctx.outputs], saved[ctx.outputs :]
         answers, log_sum = _split(flat, ctx.readouts)
@@ -167,19 +165,7 @@ class Walk:
         for begin in range(0, max(batch, 1), together):
             part = slice(begin, min(begin + together, batch))
             rows = max(1, min(queries, t.elements // max(1, (part.stop - begin) * heads * columns)))
-            yield (
-                part,
-                lay(
-                    self.call.mask,
-                    axes.batch[part],
-                    axes.heads,
-                    axes.queries,
-                    axes.keys,
-                    self.call.offset,
-                    rows,
-                    t.grain,
-                ),
-            )
+            yield part, lay(self.call.mask, replace(axes, batch=axes.batch[part]), self.call.offset, rows, t.grain)
 
     def rows(self, plan: Plan) -> Iterator[tuple[int, slice]]:
         """The rows of tiles of a plan; one without rows where there is no query."""
