@@ -14,11 +14,13 @@ import pytest
 import torch
 
 import regard
-from regard import checks
+from regard import biases, checks
 from regard.backends.tiled import Tiled
+from regard.biases import alibi, exact, relative, t5
 from regard.checks import Changed, ShapeError, TooLarge, Unsupported
-from regard.masks import causal, dense, padding, where, window
-from regard.readouts import Diagonal, Pool, Readout, Rows, TopK
+from regard.masks import causal, dense, documents, padding, prefix, where, window
+from regard.readouts import Columns, Diagonal, Mass, Pool, Readout, Rows, TopK
+from regard.scores import additive, bilinear, cosine
 
 Q, K = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 6, 8)
 YES = torch.ones(5, 6, dtype=torch.bool)
@@ -241,6 +243,214 @@ MASKS = [
     ),
 ]
 
+BIASES_AND_SCORES = [
+    row(TypeError, lambda: alibi(2.5), "alibi: heads must be an integer; got 2.5."),
+    row(ValueError, lambda: alibi(0), "alibi: heads must be at least 1; got 0."),
+    row(TypeError, lambda: alibi(torch.arange(4)), "alibi: slopes must be float16", "got torch.int64 of shape (4,)."),
+    row(ShapeError, lambda: alibi(zeros(4, 1, 1)), "alibi: slopes must have shape (heads,); got (4, 1, 1)."),
+    row(TypeError, lambda: relative([0.0] * 5), "relative: table must be a tensor; got list."),
+    row(TypeError, lambda: relative(zeros(4, 5, dtype=torch.cfloat)), "relative: table must be", "got torch.complex64"),
+    row(ShapeError, lambda: relative(zeros(5)), "relative: table must have shape (heads or 1, entries); got (5,)."),
+    row(
+        ShapeError,
+        lambda: relative(zeros(4, 6)),
+        "relative: clipped() needs an odd number of entries, 2m + 1 for the distances -m … m; got 6 (table (4, 6)).",
+    ),
+    row(ShapeError, lambda: relative(zeros(4, 3), t5()), "relative: t5() needs at least 4 entries; got 3 (table (4, 3))."),
+    row(
+        ShapeError,
+        lambda: relative(zeros(4, 32), t5(8)),
+        "relative: t5(max_distance=8) needs max_distance above 8, the distances with an entry of their own among 32",
+        "(table (4, 32)).",
+    ),
+    row(ValueError, lambda: t5(0), "t5: max_distance must be at least 1; got 0."),
+    row(ValueError, lambda: t5(bidirectional="no"), "t5: bidirectional must be one of True, False; got 'no'."),
+    row(TypeError, lambda: exact(-3.0), "exact: lowest must be an integer; got -3.0."),
+    row(
+        TypeError,
+        lambda: relative(zeros(4, 5), t5),
+        "relative: by must be clipped(), t5() or exact(lowest) of regard.biases; got t5.",
+    ),
+    row(TypeError, lambda: relative(zeros(4, 5), 2), "relative: by must be clipped(), t5() or exact(lowest)", "; got 2."),
+    row(
+        TypeError,
+        lambda: biases.dense(YES),
+        "dense: a bias is made of numbers that are added to the scores; got a boolean tensor of shape (5, 6).",
+        "write mask=regard.masks.dense(tensor) if True = may attend, dense(~tensor) if True = hidden.",
+    ),
+    row(
+        TypeError,
+        lambda: biases.dense(YES.long()),
+        "dense: a bias is made of floating-point numbers; got torch.int64 of shape (5, 6).",
+        "regard.biases.dense(tensor.float()) to add them, mask=regard.masks.dense(tensor.bool()) if 1 means may attend.",
+    ),
+    row(TypeError, lambda: biases.dense(0.5), "dense: the bias must be a tensor; got float."),
+    row(TypeError, lambda: biases.dense(YES.cfloat()), "dense: the bias must be float16", "got torch.complex64"),
+    row(ShapeError, lambda: biases.dense(zeros()), "dense: the bias needs 1 to 4 dimensions; got 0 (shape ())."),
+    row(
+        TypeError,
+        lambda: alibi(4) + zeros(5, 6),
+        "bias + tensor: got a torch.float32 tensor of shape (5, 6): write bias + regard.biases.dense(tensor).",
+    ),
+    row(TypeError, lambda: zeros(5, 6) + alibi(4), "bias + tensor: got a torch.float32 tensor of shape (5, 6)"),
+    row(TypeError, lambda: alibi(4) + causal, "bias + mask: a mask is not added; pass it beside the bias", "got `causal`."),
+    row(
+        TypeError,
+        lambda: 1.5 + alibi(4),
+        "bias + other: a bias adds to biases only, such as alibi(8) + dense(tensor); got float. One number added",
+    ),
+    row(
+        TypeError,
+        lambda: matrix(bias=zeros(5, 6)),
+        "attention: a bias is one of regard.biases; got a torch.float32 tensor of shape (5, 6): write",
+        "regard.biases.dense(tensor).",
+    ),
+    row(TypeError, lambda: matrix(bias=causal), "attention: a mask is not a bias; pass it as mask=…; got `causal`."),
+    row(TypeError, lambda: matrix(bias=alibi), "attention: bias must be one of regard.biases, such as alibi(8); got function."),
+    row(
+        ShapeError,
+        lambda: matrix(bias=alibi(8) + biases.dense(zeros(6, 5))),
+        "attention: alibi has 8 slopes and the matrix 4 heads; dense bias of shape (6, 5) does not broadcast to (2, 4, 5, 6)",
+        "(batch 2, heads 4, queries 5 at positions 1 … 5, keys 6).",
+    ),
+    row(
+        ShapeError,
+        lambda: matrix(bias=relative(zeros(1, 7), exact(-3))),
+        "attention: a table of shape (1, 7) with exact(-3) covers the distances -3 … 3, and -5 … 4 occur (batch 2",
+    ),
+    row(
+        ValueError,
+        lambda: matrix(bias=alibi(zeros(4, device="meta"))),
+        "attention: bias and query must be on one device; got meta and cpu.",
+    ),
+    row(
+        TypeError,
+        lambda: matrix(score="cosine"),
+        "attention: score must be one of regard.scores, such as cosine(0.1); got str.",
+    ),
+    row(TypeError, lambda: matrix(score=cosine), "attention: score must be one of regard.scores", "; got cosine."),
+    row(
+        ShapeError,
+        lambda: matrix(score=bilinear(zeros(8, 7))),
+        "attention: weight of shape (8, 7) must be (dim 8, key_dim 8), alone or with 4 heads in front",
+        "(heads 4, kv_heads 2, dim 8, key_dim 8).",
+    ),
+    row(
+        ValueError,
+        lambda: matrix(score=bilinear(zeros(8, 8, device="meta"))),
+        "attention: score and query must be on one device; got meta and cpu.",
+    ),
+    row(
+        TypeError,
+        lambda: matrix(score=bilinear(zeros(8, 8, dtype=torch.float64))),
+        "attention: a score with float64 tensors would be computed in float32 for a query of torch.float32; give both in",
+        "(`bilinear(8×8)`).",
+    ),
+    row(TypeError, lambda: cosine(0), "cosine: temperature must be a finite number above 0, or a tensor of them; got 0."),
+    row(TypeError, lambda: cosine(True), "cosine: temperature must be a finite number above 0", "; got True."),
+    row(TypeError, lambda: cosine(torch.tensor(1)), "cosine: temperature must be float16", "got torch.int64 of shape ()."),
+    row(ShapeError, lambda: cosine(zeros(4, 1)), "cosine: temperature must have shape () or (heads,); got (4, 1)."),
+    row(TypeError, lambda: bilinear(zeros(8, 8, dtype=torch.cfloat)), "bilinear: weight must be float16", "complex64"),
+    row(
+        ShapeError,
+        lambda: bilinear(zeros(8)),
+        "bilinear: weight must have shape (dim, key_dim) or (heads, dim, key_dim); got (8,).",
+    ),
+    row(
+        ShapeError,
+        lambda: additive(zeros(8, 3), zeros(8, 3), zeros(3, 1, 1)),
+        "additive: v must have shape (hidden,) or (heads, hidden); got (3, 1, 1).",
+    ),
+    row(TypeError, lambda: additive(zeros(8, 3), zeros(8, 3).long(), zeros(3)), "additive: w_key must be float16"),
+]
+
+IDS = torch.tensor([0, 0, 0, 1, 1, 2])
+JAGGED = torch.nested.nested_tensor([IDS[:2], IDS], layout=torch.jagged)
+
+PACKED = [
+    row(
+        TypeError,
+        lambda: regard.attention(JAGGED.float(), JAGGED.float()),
+        "attention: query must be a dense tensor; got layout torch.jagged: pad it and say so with masks.padding(lengths)",
+        ", or pack it into one row and say so with masks.documents(ids).",
+    ),
+    row(ValueError, lambda: prefix(-1), "prefix: n must be at least 0; got -1."),
+    row(TypeError, lambda: prefix(2.0), "prefix: n must be an integer; got 2.0."),
+    row(
+        TypeError,
+        lambda: documents(JAGGED),
+        "documents: ids must be a dense tensor; got layout nested. The mask of a packed (jagged) tensor is",
+        "masks.documents.from_cu_seqlens(tensor.offsets()).",
+    ),
+    row(TypeError, lambda: documents(IDS.to_sparse()), "documents: ids must be a dense tensor; got layout torch.sparse_coo."),
+    row(TypeError, lambda: documents(IDS.float()), "documents: ids must be integers; got torch.float32 of shape (6,)."),
+    row(TypeError, lambda: documents(IDS, IDS > 0), "documents: query_ids must be integers; got torch.bool of shape (6,)."),
+    row(TypeError, lambda: documents([[0], [0, 1]]), "documents: ids must be integers; got [[0], [0, 1]]."),
+    row(TypeError, lambda: documents("ab"), "documents: ids must be integers; got 'ab'."),
+    row(
+        ShapeError,
+        lambda: documents(IDS[None, None]),
+        "documents: ids must have one dimension, or two with the batch; got shape (1, 1, 6).",
+    ),
+    row(ShapeError, lambda: documents(3), "documents: ids must have one dimension, or two with the batch; got shape ()."),
+    row(
+        ValueError,
+        lambda: documents(IDS, IDS.to("meta")),
+        "documents: ids and query_ids must be on one device; got cpu and meta.",
+    ),
+    row(
+        ShapeError,
+        lambda: documents(IDS.expand(2, 6), IDS.expand(3, 6)),
+        "documents: ids and query_ids must have the same batch rows; got (2, 6) and (3, 6).",
+    ),
+    row(
+        ShapeError,
+        lambda: matrix(mask=documents(IDS[:5])),
+        "attention: documents has 5 ids and the matrix 6 keys (batch 2, heads 4, queries 5, keys 6).",
+    ),
+    row(
+        ShapeError,
+        lambda: matrix(mask=documents(IDS.expand(3, 6), IDS)),
+        "attention: documents has 3 rows of ids and the matrix 2; documents has 6 query_ids and the matrix 5 queries (batch",
+    ),
+    row(
+        ShapeError,
+        lambda: documents.from_cu_seqlens([[0, 3]]),
+        "documents: cu_seqlens must have shape (documents + 1,), as [0, 3, 10] has; got shape (1, 2).",
+    ),
+    row(ShapeError, lambda: documents.from_cu_seqlens(IDS[:0]), "(documents + 1,), as [0, 3, 10] has; got shape (0,)."),
+    row(
+        ValueError,
+        lambda: documents.from_cu_seqlens([1, 3]),
+        "documents: cu_seqlens must begin with 0 and never fall, as in [0, 3, 10]; the first is 1.",
+    ),
+    row(ValueError, lambda: documents.from_cu_seqlens([0, 3], [0, 4, 2]), "query_cu_seqlens must", "; falls after entry 1."),
+    row(TypeError, lambda: documents.from_cu_seqlens([0, 2.5]), "documents: cu_seqlens must be integers; got torch.float32"),
+    row(
+        ShapeError,
+        lambda: documents.from_cu_seqlens([0, 3, 6], [0, 5]),
+        "documents: cu_seqlens and query_cu_seqlens must name equally many documents; got 2 and 1.",
+    ),
+    row(
+        ValueError,
+        lambda: matrix(mask=where(lambda b, h, i, j: (i >= j).to("meta"))).entropy(),
+        "where(<lambda>): the function must return a tensor on the device of its indices, cpu; got meta.",
+    ),
+    row(ValueError, lambda: causal.to_dense(-1, 3), "to_dense: queries must be at least 0; got -1."),
+    row(TypeError, lambda: causal.to_dense(2, 3, heads=1.5), "to_dense: heads must be an integer; got 1.5."),
+    row(TypeError, lambda: causal.to_dense(2, 3, offset=0.5), "to_dense: offset must be an integer; got 0.5."),
+    row(
+        TypeError,
+        lambda: causal.to_dense(2, 3, offset=zeros(1)),
+        "to_dense: offset must be an int or an integer tensor of shape (batch,); got torch.float32.",
+    ),
+    row(
+        ShapeError,
+        lambda: causal.to_dense(3, 3, batch=2, offset=torch.tensor([1])),
+        "to_dense: offset must have shape (batch,) = (2,); got (1,).",
+    ),
+]
+
 QUESTIONS = [
     row(TypeError, lambda: matrix() @ [1.0] * 6, "A @ v: values must be a tensor; got list."),
     row(TypeError, lambda: matrix() @ matrix(), "A @ v: values must be a tensor; got Attention."),
@@ -316,30 +526,6 @@ QUESTIONS = [
     ),
     row(
         Unsupported,
-        lambda: matrix().sum(1),
-        "sum: dim 1 of an attention matrix has no answer of size O(n); use -2 (over queries: what each key received)",
-        " or -1 (over keys), or ask first and average then: A.sum(-2).mean(1)",
-    ),
-    row(Unsupported, lambda: torch.mean(matrix(), 0), "mean: dim 0 of an attention matrix has no answer of size O(n)"),
-    row(
-        Unsupported,
-        lambda: matrix().amax(-2),
-        "amax: dim -2 of an attention matrix has no answer of size O(n); use -1 (over keys)",
-        ", or A.pool(…, reduce='max').",
-    ),
-    row(Unsupported, lambda: matrix().argmax(2), "argmax: dim 2 of an attention matrix", "or A.topk(k)."),
-    row(IndexError, lambda: matrix().sum(4), "sum: dim must be an integer from -4 to 3; got 4."),
-    row(IndexError, lambda: matrix().mean(-5), "mean: dim must be an integer from -4 to 3; got -5."),
-    row(IndexError, lambda: matrix().amax(None), "amax: dim must be an integer from -4 to 3; got None."),
-    row(IndexError, lambda: matrix().sum((-1, -2)), "sum: dim must be an integer from -4 to 3; got (-1, -2)."),
-    row(
-        Unsupported,
-        lambda: torch.softmax(matrix(), -1),
-        "torch.softmax does not know an attention matrix: ask it with its own methods (A @ v, A.mT @ r, A.read(…))",
-        "A.to_dense()",
-    ),
-    row(
-        Unsupported,
         lambda: torch.diagonal(matrix()),
         "torch.diagonal counts from the matrix's corner; A.diagonal(offset) counts",
     ),
@@ -349,11 +535,6 @@ QUESTIONS = [
     row(TypeError, lambda: matrix().pool(64), "pool: bins must be a tuple of two integers, (rows, columns); got 64."),
     row(ValueError, lambda: matrix().pool((0, 3)), "pool: rows must be at least 1; got 0."),
     row(ValueError, lambda: Pool((3, 3), "median"), "pool: reduce must be one of 'mean', 'max', 'sum'; got 'median'."),
-    row(
-        Unsupported,
-        lambda: regard.attention(Q.clone().requires_grad_(), K).pool((2, 2), "max").sum().backward(),
-        "pool: the maximum has no gradient; use reduce='mean' or 'sum', or A.amax(-1).",
-    ),
     row(TypeError, lambda: Rows([1]), "rows: indices must be a tuple of integers; got [1]."),
     row(ValueError, lambda: Rows((-1,)), "rows: an index must be at least 0; got -1."),
     row(IndexError, lambda: matrix().read(Rows((0, 5))), "rows: indices must be below the 5 queries; got 5."),
@@ -380,7 +561,207 @@ QUESTIONS = [
     row(Changed, changed_below_a_part, "was changed in place after the matrix was built (version 0, now 1)"),
 ]
 
-ROWS = [*CALL, *MASKS, *QUESTIONS]
+READOUTS = [
+    row(
+        TypeError,
+        lambda: Mass(zeros(6)),
+        "mass: segments must be a dense tensor of integers, one per key; got torch.float32, torch.strided, of shape (6,).",
+    ),
+    row(TypeError, lambda: Mass(YES[0]), "segments must be a dense tensor of integers, one per key; got torch.bool"),
+    row(TypeError, lambda: Mass("ab"), "segments must be a dense tensor of integers, one per key; got 'ab'."),
+    row(TypeError, lambda: Mass([[0], [0, 1]]), "one per key; got [[0], [0, 1]]."),
+    row(TypeError, lambda: Mass(torch.eye(2).long().to_sparse()), "got torch.int64, torch.sparse_coo, of shape (2, 2)."),
+    row(ShapeError, lambda: Mass(torch.tensor(3)), "mass: segments must have shape (keys,) or (batch, keys); got ()."),
+    row(ShapeError, lambda: Mass(YES.long()[None]), "mass: segments must have shape (keys,) or (batch, keys); got (1, 5, 6)."),
+    row(
+        ValueError,
+        lambda: Mass([0, 3, -1]),
+        "mass: segments must be at least 0 and below count = 4; got numbers from -1 to 3 (shape (3,)).",
+    ),
+    row(ValueError, lambda: Mass([0, 3], 3), "mass: segments must be at least 0 and below count = 3; got numbers from 0 to 3"),
+    row(TypeError, lambda: Mass([0], 1.5), "mass: count must be an integer; got 1.5."),
+    row(
+        ShapeError,
+        lambda: matrix().read(Mass([0] * 5)),
+        "mass: segments must have one entry for each of 6 keys, and 1 or 2 batch rows; got (1, 5) for a matrix of shape",
+        "(2, 4, 5, 6) (batch, heads, queries, keys).",
+    ),
+    row(ShapeError, lambda: matrix(backend="reference").read(Mass(torch.zeros(3, 6).long())), "1 or 2 batch rows; got (3, 6)"),
+    row(
+        TooLarge,
+        lambda: matrix().read(Mass([0] * 6, 10**12)),
+        "mass: count = 1000000000000 for a matrix of 6 keys (shape (2, 4, 5, 6)) would take 146 TiB, above the limit of 1 GiB:",
+        "number the segments without gaps.",
+    ),
+    row(TypeError, lambda: Columns(1), "columns: indices must be a tuple of integers; got 1."),
+    row(ValueError, lambda: Columns((-1,)), "columns: an index must be at least 0; got -1."),
+    row(IndexError, lambda: matrix().read(Columns((0, 6))), "columns: indices must be below the 6 keys; got 6."),
+    row(
+        TooLarge,
+        lambda: matrix().topk(10**12),
+        "topk: k = 1000000000000 for a matrix of 6 keys (shape (2, 4, 5, 6)) would take 437 TiB, above the limit of 1 GiB:",
+        "ask for k = 6 at most.",
+    ),
+]
+
+LONG = zeros(2, 1 << 15, 1)
+
+TENSORS = [  # what a tensor would have answered
+    row(
+        TooLarge,
+        lambda: regard.attention(LONG, LONG).sum(0),
+        "sum: a matrix of shape (1, 32768, 32768) would take 4 GiB, above the limit of 1 GiB. Ask first and average then: ",
+        "A.sum(-2).mean(1), A.pool((64, 64)).mean(1), A.topk(8).",
+    ),
+    row(TooLarge, lambda: torch.mean(regard.attention(LONG, LONG), 0), "mean: a matrix of shape (1, 32768, 32768)"),
+    row(
+        TooLarge,
+        lambda: torch.stack([regard.attention(LONG[0, :8192], LONG[0, :8192]) for _ in range(5)]),
+        "stack: a matrix of shape (5, 8192, 8192) would take 1.25 GiB, above the limit of 1 GiB. Take less of it, ",
+    ),
+    row(TypeError, lambda: matrix().to_dense("x"), "to_dense: limit (in bytes) must be an integer; got 'x'."),
+    row(ValueError, lambda: matrix().to_dense(limit=-1), "to_dense: limit (in bytes) must be at least 0; got -1."),
+    row(IndexError, lambda: matrix().sum(4), "sum: dim must be an integer from -4 to 3; got 4."),
+    row(IndexError, lambda: matrix().sum("x"), "sum: dim must be an integer from -4 to 3; got 'x'."),
+    row(IndexError, lambda: matrix().sum(True), "sum: dim must be an integer from -4 to 3; got True."),
+    row(IndexError, lambda: matrix().sum((1, 9)), "sum: dim must be an integer from -4 to 3; got 9."),
+    row(IndexError, lambda: matrix().mean((2, -2)), "mean: a dimension is named once; got (2, -2) of 4 dimensions."),
+    row(IndexError, lambda: matrix().size(4), "size: dim must be an integer from -4 to 3; got 4."),
+    row(
+        Unsupported,
+        lambda: matrix().amax(1),
+        "amax: over dim 1 it would be a stored matrix: use dim=-1 (the largest weight of each query), -2 (of each key)",
+        "or A.to_dense().amax(dim).",
+    ),
+    row(
+        Unsupported,
+        lambda: matrix().argmax(2),
+        "argmax: an attention matrix knows the strongest key of each query, dim=-1; got dim 2.",
+        "A.topk(k) gives more of them",
+    ),
+    row(Unsupported, lambda: torch.argmax(matrix()), "argmax: an attention matrix knows", "got dim None."),
+    row(Unsupported, lambda: matrix().max(dim=0), "max: an attention matrix knows the strongest key", "got dim 0."),
+    row(
+        Unsupported,
+        lambda: torch.topk(matrix(), 2, largest=False),
+        "topk: an attention matrix has the largest weights of each query, dim=-1; got dim=-1, largest=False.",
+    ),
+    row(
+        Unsupported,
+        lambda: torch.softmax(matrix(), -1),
+        "torch.softmax does not know an attention matrix: its rows are softmaxes already",
+        "or build it with A.to_dense().",
+    ),
+    row(Unsupported, lambda: torch.einsum("bhij,bhjd->bhid", matrix(), Q), "torch.einsum does not know", "A @ v averages"),
+    row(Unsupported, lambda: torch.nn.functional.dropout(matrix(), 0.1), "torch.dropout does not", "A.dropout(p, seed)"),
+    row(Unsupported, lambda: torch.trapezoid(matrix()), "torch.trapezoid does not know an attention matrix: ask it with"),
+    row(Unsupported, lambda: zeros(6) * matrix(), "torch.mul does not know an attention matrix: ask first and compute then"),
+    row(
+        Unsupported,
+        lambda: matrix() * 2,
+        "A * x would be a stored matrix: ask first and compute then, as in (A @ v) * x, A.sum(-2) * x",
+        "or build A with A.to_dense().",
+    ),
+    row(Unsupported, lambda: 2 - matrix(), "x - A would be a stored matrix: ask first and compute then"),
+    row(Unsupported, lambda: np.ones(6) / matrix(), "x / A would be a stored matrix"),
+    row(Unsupported, lambda: matrix() + matrix(), "A + x would be a stored matrix"),
+    row(Unsupported, lambda: -matrix(), "-A would be a stored matrix"),
+    row(Unsupported, lambda: abs(matrix().mT), "abs(A.mT) would be a stored matrix"),
+    row(Unsupported, lambda: matrix() > 0.5, "A > x would be a stored matrix: A.topk(k) names what is strong"),
+    row(Unsupported, lambda: matrix() == 0, "A == x would be a stored matrix: A.topk(k) names what is strong"),
+    row(Unsupported, lambda: bool(matrix()), "A is neither true nor false: compare it with None, or ask it a question."),
+    row(
+        Unsupported,
+        lambda: matrix().__setitem__(0, 0.0),
+        "A is not stored, and nothing is written to it: what is hidden is said when the matrix is built",
+    ),
+    row(
+        checks.NotATensor,
+        lambda: matrix().view(-1),
+        "A is not stored and has no view: the answers are tensors: ask first and reshape then, or build it with A.to_dense().",
+    ),
+    row(checks.NotATensor, lambda: matrix().masked_fill(YES, 0), "has no masked_fill: what is hidden is said when"),
+    row(checks.NotATensor, lambda: matrix().zero_(), "has no zero_: what is hidden is said when"),
+    row(checks.NotATensor, lambda: matrix().T, "A is not stored and has no T: A.mT exchanges queries and keys, or build"),
+    row(checks.NotATensor, lambda: matrix().mT.sum(-1), "A.mT is not stored and has no sum: ask it with its own methods"),
+    row(AttributeError, lambda: matrix().entropi, "'Attention' object has no attribute 'entropi': did you mean entropy"),
+    row(AttributeError, lambda: matrix()._xyz, "'Attention' object has no attribute '_xyz'."),
+    row(TypeError, lambda: zeros(3, 6) @ matrix().mT, "r @ A.mT is not a question", "it is the transpose of A @ r.mT."),
+    row(TypeError, lambda: np.ones((3, 6)) @ matrix().mT, "r @ A.mT is not a question to an attention matrix"),
+    row(TypeError, lambda: matrix().to("nowhere"), "to: takes a device, a dtype, both, or a tensor", "got 'nowhere'."),
+    row(
+        Unsupported,
+        lambda: matrix().half(),
+        "to: an attention matrix of torch.float32 does not become torch.float16, which would change its weights: cast the",
+        "A.topk(k).values.to(torch.float16), or build it on query and key of that dtype.",
+    ),
+    row(Unsupported, lambda: matrix().to(torch.int64), "torch.float32 does not become torch.int64"),
+    row(
+        Unsupported,
+        lambda: matrix().unsqueeze(-1),
+        "unsqueeze: an attention matrix of shape (2, 4, 5, 6) takes a new dimension before its heads, dim 0 to 1; got -1.",
+    ),
+    row(
+        Unsupported,
+        lambda: torch.transpose(matrix(), 1, 2),
+        "transpose: an attention matrix exchanges queries and keys, A.mT; got dims 1 and 2.",
+    ),
+    row(
+        ValueError,
+        lambda: matrix().__array__(copy=False),
+        "np.array(A, copy=False): an attention matrix is not stored, so that NumPy cannot share it.",
+    ),
+]
+
+ALGEBRA = [
+    row(ValueError, lambda: matrix(softcap=0.0), "attention: softcap must be a finite number above 0; got 0.0."),
+    row(ValueError, lambda: matrix(softcap=True), "attention: softcap must be a finite number above 0; got True."),
+    row(ValueError, lambda: matrix(softcap=float("nan")), "attention: softcap must be a finite number above 0; got nan."),
+    row(ValueError, lambda: matrix(sinks=float("inf")), "attention: sinks must be below infinity; got inf."),
+    row(TypeError, lambda: matrix(sinks="zero"), "attention: sinks must be a tensor; got str."),
+    row(
+        TypeError,
+        lambda: matrix(sinks=zeros(4, dtype=torch.int64)),
+        "attention: sinks must be float16, bfloat16, float32 or float64; got torch.int64 of shape (4,).",
+    ),
+    row(
+        ShapeError,
+        lambda: matrix(sinks=zeros(3)),
+        "attention: sinks must be one number per head, shape (4,); got shape (3,).",
+    ),
+    row(
+        ValueError,
+        lambda: matrix(sinks=zeros(4, device="meta")),
+        "attention: sinks and query must be on one device; got meta and cpu.",
+    ),
+    row(ValueError, lambda: matrix().dropout(1.5, 0), "dropout: p must be a number from 0 to 1; got 1.5."),
+    row(ValueError, lambda: matrix().dropout(True, 0), "dropout: p must be a number from 0 to 1; got True."),
+    row(ValueError, lambda: matrix().dropout(0.5, -1), "dropout: seed must be at least 0; got -1."),
+    row(TypeError, lambda: matrix().kl(Q), "A.kl(B): B must be an attention matrix; got Tensor."),
+    row(
+        ShapeError,
+        lambda: matrix().js(matrix()[..., :3]),
+        "A.js(B): both matrices must have one shape; got (2, 4, 5, 6) and (2, 4, 5, 3).",
+    ),
+    row(
+        ValueError,
+        lambda: matrix().kl(regard.attention(Q.to("meta"), K.to("meta"))),
+        "A.kl(B): both matrices must be on one device; got cpu and meta.",
+    ),
+    row(
+        TypeError,
+        lambda: regard.attention(Q.to(torch.complex64), K.to(torch.complex64)),
+        "attention: query must be float16, bfloat16, float32 or float64; got torch.complex64 of shape (2, 4, 5, 8).",
+    ),
+    row(
+        TypeError,
+        lambda: regard.attention(torch.nested.nested_tensor([zeros(2, 3), zeros(4, 3)], layout=torch.jagged), K),
+        "attention: query must be a dense tensor; got layout torch.jagged",
+        "documents",
+    ),
+]
+
+ROWS = [*ALGEBRA, *READOUTS, *CALL, *MASKS, *PACKED, *BIASES_AND_SCORES, *QUESTIONS, *TENSORS]
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +21,7 @@ from torch import Tensor
 import regard
 from regard import masks
 from regard.checks import ShapeError
-from regard.masks import Mask, causal, causal_from, dense, full, padding, where, window
+from regard.masks import Mask, causal, causal_from, dense, documents, full, padding, prefix, where, window
 from regard.masks.algebra import EMPTY, FULL, MIXED, And, Box, Not, Or
 from regard.picture import SYMBOLS
 
@@ -57,7 +60,7 @@ bits = st.integers(0, 2**20).map(lambda seed: torch.Generator().manual_seed(seed
 def plain_leaves(draw, size: Sizes) -> Drawn:
     """A mask that is a value: no tensor and no function in it."""
     reach = st.integers(0, size.keys + 1)
-    kind = draw(st.sampled_from(("full", "causal", "causal_from", "window", "symmetric window", "length", "lengths")))
+    kind = draw(st.sampled_from(("full", "causal", "causal_from", "window", "symmetric window", "prefix", "length", "lengths")))
     if kind == "causal_from":
         start = draw(st.integers(-size.queries, size.keys))
         return Drawn(causal_from(start), lambda b, h, i, j, p: j <= i + start)
@@ -67,6 +70,9 @@ def plain_leaves(draw, size: Sizes) -> Drawn:
     if kind == "symmetric window":
         left = draw(reach)
         return Drawn(window(left), lambda b, h, i, j, p: abs(p - j) <= left)
+    if kind == "prefix":
+        first = draw(reach)
+        return Drawn(prefix(first), lambda b, h, i, j, p: j < first)
     if kind == "length":
         length = draw(st.integers(0, size.keys + 2))
         return Drawn(padding(length), lambda b, h, i, j, p: j < length)
@@ -82,7 +88,7 @@ def plain_leaves(draw, size: Sizes) -> Drawn:
 @st.composite
 def held_leaves(draw, size: Sizes) -> Drawn:
     """A mask with a tensor or a function in it."""
-    kind = draw(st.sampled_from(("lengths", "keep of all", "keep", "dense", "where")))
+    kind = draw(st.sampled_from(("lengths", "keep of all", "keep", "documents", "cross", "dense", "where")))
     generator = draw(bits)
     rows = draw(st.sampled_from((1, size.batch)))
     if kind == "lengths":
@@ -94,6 +100,12 @@ def held_leaves(draw, size: Sizes) -> Drawn:
     if kind == "keep":
         lines = torch.rand(rows, size.keys, generator=generator) < 0.6
         return Drawn(padding(keep=lines), lambda b, h, i, j, p: lines.tolist()[b if rows > 1 else 0][j])
+    if kind in ("documents", "cross"):
+        ids, seen = draw(document_ids(size.batch, size.keys))
+        if kind == "documents":
+            return Drawn(documents(ids), lambda b, h, i, j, p: 0 <= p < size.keys and seen[b][j].item() == seen[b][p].item())
+        query_ids, own = draw(document_ids(size.batch, size.queries))
+        return Drawn(documents(ids, query_ids), lambda b, h, i, j, p: seen[b][j].item() == own[b][i].item())
     if kind == "dense":
         whole = (size.batch, size.heads, size.queries, size.keys)
         shape = tuple(n if draw(st.booleans()) else 1 for n in whole)[draw(st.integers(0, 3)) :]
@@ -102,6 +114,17 @@ def held_leaves(draw, size: Sizes) -> Drawn:
         return Drawn(dense(stored), lambda b, h, i, j, p: spread[b][h][i][j])
     fn = draw(st.sampled_from(FUNCTIONS))
     return Drawn(where(fn), lambda b, h, i, j, p: fn(b, h, i, j))
+
+
+@st.composite
+def document_ids(draw, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Ids end to end or interleaved, and the same ones spread over the batch."""
+    rows = draw(st.sampled_from(((), (1,), (batch,))))
+    dtype = draw(st.sampled_from((torch.int64, torch.int32, torch.uint8, torch.uint16)))
+    ids = torch.randint(0, 4, (*rows, length), generator=draw(bits)) * draw(st.sampled_from((1, 50)))
+    if draw(st.booleans()):
+        ids = ids.sort(-1, descending=draw(st.booleans())).values
+    return ids.to(dtype), ids.expand(batch, length)
 
 
 def composed(leaves: st.SearchStrategy[Drawn]) -> st.SearchStrategy[Drawn]:
@@ -342,6 +365,10 @@ def test_a_box_that_is_called_empty_or_full_is(problem, data):
         padding(torch.tensor([1, 5])),
         padding(keep=torch.tensor([1, 1, 0, 1, 0, 0, 1]).bool()),
         padding(keep=torch.tensor([[1, 1, 0, 1, 0, 0, 1], [1, 0, 0, 1, 1, 0, 1]]).bool()),
+        prefix(3),
+        documents([4, 4, 4, 2, 2, 9, 9]),
+        documents([4, 4, 4, 2, 2, 9, 9], [4, 2, 2, 9, 9, 7]),
+        dense(torch.tensor([True, False])[:, None, None, None]),
     ],
     ids=str,
 )
@@ -357,6 +384,154 @@ def test_boxes_of_plain_masks_are_not_cautious(mask, offset):
         seen = mask.to_dense(queries, keys, batch=2, offset=offset)[list(batch)]
         due = [truth(seen[..., top : bottom + 1, left : right + 1]) for top, bottom, left, right in corners]
         assert kinds.tolist() == due
+
+
+def test_a_switch_per_head_is_known_without_looking():
+    switch = dense(torch.tensor([True, False, False])[:, None, None])
+    corner = np.zeros(1, np.int64)
+    for heads, kind in (((0,), FULL), ((1, 2), EMPTY), ((2, 0), MIXED)):
+        assert switch.box(Box((0, 1), heads, corner, corner + 5, corner, corner + 5, 0, 0)).tolist() == [kind]
+        assert (~switch).box(Box((0, 1), heads, corner, corner + 5, corner, corner + 5, 0, 0)).tolist() == [2 - kind]
+
+
+def test_more_runs_than_blocks_are_answered_for_together(monkeypatch):
+    """Cautious, never wrong: every box of interleaved ids, with one block for every three runs."""
+    monkeypatch.setattr(sys.modules["regard.masks.documents"], "BLOCKS", 7)  # the package's name for it is the mask's
+    ids = torch.tensor([0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5, 6, 7, 8, 8, 9])
+    mask = documents(ids)
+    seen = (ids[:, None] == ids).numpy()
+    ends = [(a, b) for a in range(len(ids)) for b in range(a, len(ids))]
+    corners = np.array([(*rows, *columns) for rows in ends for columns in ends], np.int64)
+    summed = np.pad(seen.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    top, bottom, left, right = corners.T
+    pairs = summed[bottom + 1, right + 1] - summed[top, right + 1] - summed[bottom + 1, left] + summed[top, left]
+    due = np.where(pairs == 0, EMPTY, np.where(pairs == (bottom + 1 - top) * (right + 1 - left), FULL, MIXED))
+    kinds = mask.box(Box((0,), (0,), top, bottom, left, right, 0, 0))
+    assert ((kinds == MIXED) | (kinds == due)).all()
+    assert (kinds == EMPTY).sum() > 0.5 * (due == EMPTY).sum()
+
+
+def test_documents_that_change_in_place_are_answered_for_anew():
+    ids = torch.tensor([0, 0, 1, 1])
+    mask = documents(ids)
+    low = np.zeros(1, np.int64)
+    assert mask.box(Box((0,), (0,), low, low + 1, low, low + 1, 0, 0)).tolist() == [FULL]
+    ids[1] = 5
+    assert mask.box(Box((0,), (0,), low, low + 1, low, low + 1, 0, 0)).tolist() == [MIXED]
+    with torch.inference_mode():
+        ids = torch.tensor([0, 0, 1, 1])
+        mask = documents(ids)
+        assert mask.box(Box((0,), (0,), low, low + 1, low, low + 1, 0, 0)).tolist() == [FULL]
+        ids[1] = 5
+        assert mask.box(Box((0,), (0,), low, low + 1, low, low + 1, 0, 0)).tolist() == [MIXED]
+
+
+# -- what papers build of them ----------------------------------------------------------------------------------------
+
+N, HEADS = 60, 4
+Q, K = np.arange(N)[:, None], np.arange(N)
+STARTS = np.array([0, 7, 8, 25, 40])
+OF = np.searchsorted(STARTS, np.arange(N), "right")  # which of five documents a token is in
+CROSS = np.searchsorted([0, 30, 30, 31, 50], np.arange(N), "right")
+SOME_HEADS = np.array([True, False, False, True])[:, None, None]
+BUILT = [
+    (window(6) | prefix(4), (abs(Q - K) <= 6) | (K < 4)),
+    ((window(6, 0) | prefix(4)) & causal, (K <= Q) & ((K >= Q - 6) | (K < 4))),
+    (documents(torch.arange(N) % 3), (Q - K) % 3 == 0),
+    (documents(torch.arange(N) % 3) & causal & window(12, 0), ((Q - K) % 3 == 0) & (K <= Q) & (Q - K <= 12)),
+    (documents(torch.arange(N) // 8), Q // 8 == K // 8),
+    (
+        documents(torch.arange(N) // 8) | where(lambda b, h, i, j: (i // 8 * 5 + j // 8) % 3 == 0),
+        (Q // 8 == K // 8) | ((Q // 8 * 5 + K // 8) % 3 == 0),
+    ),
+    (documents(OF) & causal, (OF[:, None] == OF) & (K <= Q)),
+    (documents.from_cu_seqlens([*STARTS, N]) & causal, (OF[:, None] == OF) & (K <= Q)),
+    (documents.from_cu_seqlens([*STARTS, N], [0, 30, 30, 31, 50, N]), CROSS[:, None] == OF),
+    (documents(OF, CROSS) & ~window(3), (CROSS[:, None] == OF) & (abs(Q - K) > 3)),
+    (~documents(OF) & causal, (OF[:, None] != OF) & (K <= Q)),
+    (
+        (dense(torch.tensor(SOME_HEADS)) & causal) | (~dense(torch.tensor(SOME_HEADS)) & window(5)),
+        np.where(SOME_HEADS, K <= Q, abs(Q - K) <= 5),
+    ),
+    (dense(torch.tensor(SOME_HEADS)) | documents(OF), SOME_HEADS | (OF[:, None] == OF)),
+]
+
+
+@pytest.mark.parametrize(("mask", "formula"), BUILT, ids=[str(m) for m, _ in BUILT])
+def test_what_is_built_of_them_is_its_formula(mask, formula):
+    due = torch.tensor(np.broadcast_to(formula, (1, HEADS, N, N)).copy())
+    assert torch.equal(mask.to_dense(N, N, heads=HEADS), due)
+    assert mask.draw(N, N) == picture(due[0, 0], 16)
+    assert torch.equal((~mask).to_dense(N, N, heads=HEADS), ~due)
+    x, v = torch.randn(HEADS, N, 4), torch.randn(HEADS, N, 3)
+    scores = (x @ x.mT / 2).masked_fill(~due[0], -math.inf)
+    assert torch.allclose(regard.attention(x, x, mask=mask) @ v, scores.softmax(-1).nan_to_num(0) @ v, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [documents(OF), documents(np.stack([OF, OF[::-1]]))], ids=["shared", "per row"])
+def test_documents_and_the_place_of_the_queries(packed):
+    """One offset per batch row, among them places outside the keys, which see nothing."""
+    offset, queries = torch.tensor([50, -3]), 14
+    position = np.arange(queries)[None] + offset.numpy()[:, None]
+    inside = (position >= 0) & (position < N)
+    ids = np.broadcast_to(OF, (2, N)) if packed.tensors()[0].ndim == 1 else np.stack([OF, OF[::-1]])
+    own = np.take_along_axis(ids, position.clip(0, N - 1), 1)
+    due = inside[:, :, None] & (own[:, :, None] == ids[:, None])
+    assert not due.all(-1).any()
+    assert torch.equal(packed.to_dense(queries, N, batch=2, offset=offset)[:, 0], torch.tensor(due))
+
+
+def test_documents_of_nothing():
+    empty = documents.from_cu_seqlens([0])
+    assert empty.to_dense(3, 0).shape == (1, 1, 3, 0)
+    assert documents(empty.tensors()[0], [1, 2]).to_dense(2, 0).shape == (1, 1, 2, 0)
+    assert repr(empty) == f"{empty}\n(nothing to draw)"
+    assert documents.from_cu_seqlens([0, 2, 2, 3]).tensors()[0].tolist() == [0, 0, 2]
+
+
+def test_documents_are_copied_from_numpy():
+    """A change of an array would go unnoticed: arrays count no versions."""
+    array = np.array([0, 0, 1])
+    mask = documents(array)
+    array[:] = 7
+    assert mask.tensors()[0].tolist() == [0, 0, 1]
+
+
+# -- copies -----------------------------------------------------------------------------------------------------------
+
+COPIED = (window(3) | prefix(2)) & documents([0, 0, 1, 1, 1, 2], [0, 1, 1]) & ~dense(torch.eye(3, 6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_mean_the_same(again):
+    causal_documents = copy.deepcopy(COPIED)
+    due = causal_documents.to_dense(3, 6)
+    corner = np.zeros(1, np.int64)
+    box = Box((0,), (0,), corner, corner + 1, corner, corner + 1, 3, 3)
+    causal_documents.box(box)  # prepares what it holds
+    other = again(causal_documents)
+    assert str(other) == str(causal_documents)
+    assert torch.equal(other.to_dense(3, 6), due)
+    assert other.box(box).tolist() == causal_documents.box(box).tolist()
+    held = next(t for t in other.tensors() if t.dtype == torch.int64)
+    for place in (0, 1, 0):  # a copy counts the changes of its own tensors
+        held[place] += 1
+        assert other.box(box)[0] in (MIXED, truth(other.to_dense(3, 6)[0, 0, :2, :2]))
+
+
+def test_to_moves_every_tensor_and_nothing_else():
+    lengths = padding(torch.tensor([4]))
+    mask = COPIED | (lengths & ~padding(keep=torch.ones(6, dtype=torch.bool)) & where(FUNCTIONS[0]))
+    assert mask.to("cpu") is mask
+    away = mask.to("meta")
+    assert {t.device.type for t in away.tensors()} == {"meta"}
+    assert {t.device.type for t in mask.tensors()} == {"cpu"}
+    assert str(away) == str(mask)
+    assert [t.shape for t in away.tensors()] == [t.shape for t in mask.tensors()]
+    for plain in (causal, window(3) & ~prefix(2), padding([3, 4])):
+        assert plain.to("meta") is plain
+    both = causal & lengths
+    assert both.to(torch.device("meta")).masks[0] is causal
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -464,6 +639,10 @@ def test_repr_never_fails():
 
 KEEP = padding(keep=torch.ones(2, 5, dtype=torch.bool))
 MISFITS = [
+    (documents([0, 0, 1]), (2, 1, 3, 4), "documents has 3 ids and the matrix 4 keys"),
+    (documents(torch.zeros(2, 4).long()), (3, 1, 4, 4), "documents has 2 rows of ids and the matrix 3"),
+    (documents([0, 1], [0, 1, 1]), (1, 1, 2, 2), "documents has 3 query_ids and the matrix 2 queries"),
+    (~documents([0, 1], torch.zeros(3, 2).long()), (2, 1, 2, 2), "documents has 3 rows of query_ids and the matrix 2"),
     (padding([3, 4, 5]), (2, 1, 5, 5), "padding has 3 lengths and the batch 2 rows"),
     (padding(torch.tensor([3, 4])), (1, 1, 5, 5), "padding has 2 lengths and the batch 1 rows"),
     (KEEP, (3, 1, 5, 5), "padding(keep) has 2 rows and the matrix 3"),

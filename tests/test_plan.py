@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import regard
 from regard import plan
-from regard.masks import Mask, causal, causal_from, dense, full, padding, where, window
+from regard.masks import Mask, causal, causal_from, dense, documents, full, padding, prefix, where, window
 from regard.masks.algebra import Box
 from regard.plan import Axes, lay
 from regard.testing.strategies import Sizes, drawn_masks
@@ -137,6 +137,7 @@ class Counted(Mask):
         (window(1000), 3, 2001 * MILLION - 1000 * 1001, 4),
         (causal & padding(700_001), 2, 700_001 * MILLION - 700_001 * 700_000 // 2, 3),
         (~causal, 2, MILLION * (MILLION - 1) // 2, 1),
+        (causal & (prefix(8) | window(1023, 0)), 5, 1024 * MILLION - 1023 * 1024 // 2, 4),
         (causal & (padding(8) | window(1023, 0)), 5, 1024 * MILLION - 1023 * 1024 // 2, 4),
     ],
     ids=str,
@@ -170,6 +171,94 @@ def test_two_million_tokens_take_twice_the_boxes_of_one():
         totals.append(sum(counted.asked))
     assert totals[2] <= 4.5 * totals[0]
     assert totals[1] < totals[2]
+
+
+def drawn_documents(count: int, tokens: int) -> torch.Tensor:
+    cuts = torch.randperm(tokens - 1, generator=torch.Generator().manual_seed(0))[: count - 1] + 1
+    return torch.zeros(tokens, dtype=torch.int64).index_fill_(0, cuts, 1).cumsum(0)
+
+
+def peak_of(mask: Mask, tokens: int, batch: int = 1) -> tuple[plan.Plan, float]:
+    """The plan of tokens × tokens, and the memory that laying it takes at the most, MiB."""
+    tracemalloc.start()
+    try:
+        laid = lay(mask, Axes(range(batch), (0,), range(tokens), range(tokens)), 0, TILE, TILE)
+        return laid, tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def document_tiles(ids: torch.Tensor) -> int:
+    """Pairs of tiles that share a document, of ids that never fall."""
+    first, last = ids[::TILE].numpy(), ids[TILE - 1 :: TILE].numpy()
+    return int((np.searchsorted(first, last, "right") - np.searchsorted(last, first, "left")).sum())
+
+
+def test_a_million_tokens_in_thousands_of_documents():
+    ids = drawn_documents(4000, MILLION)
+    laid, peak = peak_of(documents(ids), MILLION)
+    assert peak <= 64
+    assert laid.visible == document_tiles(ids) * TILE**2
+    assert len(laid.begin) <= 3 * MILLION // TILE
+    both, peak = peak_of((window(4096) | prefix(4)) & documents(ids) & causal, MILLION)
+    assert peak <= 64
+    assert both.visible < laid.visible
+    assert len(both.begin) <= 3 * MILLION // TILE
+    hidden, peak = peak_of(~documents(ids) & causal, MILLION)
+    assert peak <= 64
+    assert MILLION**2 * 0.49 < hidden.visible < MILLION**2 * 0.51
+
+
+@pytest.mark.parametrize(
+    ("make", "tokens", "most"),
+    [
+        (lambda n: documents(torch.arange(n) % 3), MILLION, 160),
+        (lambda n: padding(keep=torch.rand(n) < 0.5), MILLION // 8, 64),
+        (lambda n: padding(keep=torch.rand(n) < 0.5) & causal, MILLION // 8, 64),
+        (lambda n: padding([n, n // 3]) & causal, MILLION, 160),
+        (lambda n: documents(torch.randint(50, (n,))) & window(4096), MILLION // 8, 64),
+    ],
+    ids=["interleaved", "keep", "keep & causal", "lengths that differ", "documents at random & window"],
+)
+def test_masks_that_change_everywhere_take_bounded_plans(make, tokens, most):
+    """Not (tokens / tile)² boxes, which are 268 million at the first: what is left undecided stays mixed."""
+    counted = Counted(make(tokens))
+    laid, peak = peak_of(counted, tokens, batch=2)
+    tiles = tokens // TILE
+    assert peak <= most
+    assert sum(counted.asked) <= 16 * 2 * plan.OPEN * 2 * tiles
+    assert len(laid.begin) <= 4 * tiles
+
+
+def test_a_plan_that_stopped_cutting_misses_nothing(monkeypatch):
+    """With so few boxes allowed that even small masks stop: every visible pair is in a run, nothing hidden in a full one."""
+    monkeypatch.setattr(plan, "AT_ONCE", 2)
+    monkeypatch.setattr(plan, "OPEN", 0)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, (2, 150), generator=generator)
+    keep = torch.rand(150, generator=generator) < 0.8
+    for mask in (documents(ids), causal & padding(keep=keep), window(9) | prefix(3), ~documents(ids.sort().values)):
+        seen = mask.to_dense(140, 150, batch=2).any(1).numpy()
+        laid = lay(mask, Axes((0, 1), (0,), range(140), range(150)), 10, 4, 4)
+        for row in range(len(laid)):
+            band, before = seen[:, 4 * row : 4 * row + 4], 0
+            met = np.zeros(150, bool)
+            for step in laid.steps(row, 1000):
+                assert before <= step.begin < step.end <= 150
+                before = step.end
+                met[step.begin : step.end] = True
+                assert step.mixed or band[..., step.begin : step.end].all()
+            assert not (band.any((0, 1)) & ~met).any()
+
+
+def test_heads_that_are_switched_on_and_off_take_few_boxes():
+    switch = dense(torch.tensor([True, False])[:, None, None])
+    counted = Counted(causal & switch)
+    laid = lay(counted, Axes((0,), (0, 1), range(MILLION), range(MILLION)), 0, TILE, TILE)
+    assert laid.mixed.all()
+    assert sum(counted.asked) <= 2 * 16 * 2 * 4 * (MILLION // TILE) / 3
+    off = lay(causal & switch, Axes((0,), (1,), range(MILLION), range(MILLION)), 0, TILE, TILE)
+    assert off.visible == 0
 
 
 # -- what is remembered -----------------------------------------------------------------------------------------------

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from regard import backends, checks, readouts, tensorlike
+from regard import backends, checks, readouts
 from regard.backends.base import Backend
-from regard.call import Call
+from regard.biases import Bias
+from regard.call import Call, reduce
+from regard.dropout import Dropout
 from regard.explain import Explanation, explain
 from regard.indexing import Index, select
 from regard.layout import Layout
 from regard.masks import Mask, full
 from regard.plan import Axes
 from regard.readouts.base import Readout
+from regard.readouts.divergence import KL
 from regard.readouts.output import Output
 from regard.readouts.rows import Weights
 from regard.readouts.transposed import Transposed
-
-DENSE_LIMIT = 1 << 30  # bytes that to_dense and a picked set of rows may take unless told otherwise
+from regard.scores import Score, dot
+from regard.tensorlike import DENSE_LIMIT, Lazy, TensorLike
 
 
 def attention(
@@ -30,13 +33,17 @@ def attention(
     key: Tensor,
     *,
     mask: Mask | None = None,
+    bias: Bias | None = None,
+    score: Score | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | float | None = None,
     offset: int | Tensor | None = None,
     backend: str | Backend | None = None,
 ) -> Attention:
-    """The matrix of attention weights A = softmax(scale · query · keyᵀ) over the keys that the mask allows, lazily.
+    """The matrix of attention weights A = softmax(softcap(scale · score(query, key)) + bias) over the visible keys, lazily.
 
-    Nothing is computed until the matrix is asked.
+    Nothing is computed until the matrix is asked (a score other than the dot product is reduced to it first, in O(n)).
 
     Args:
         query: (…, heads, queries, dim), or (queries, dim). Dimensions before heads are batch dimensions, and heads come
@@ -44,7 +51,12 @@ def attention(
         key: (…, kv_heads, keys, dim), or (keys, dim). kv_heads divides heads: query head h meets key head
             h // (heads // kv_heads).
         mask: who may meet, from `regard.masks`; True = may attend. None = everyone.
-        scale: what the dot products are multiplied with; None = 1/√dim.
+        bias: what is added to the scores, from `regard.biases`: alibi, relative, dense, and sums of them; -inf hides a pair.
+        score: how a query and a key are compared, from `regard.scores`; None = the dot product.
+        scale: what the scores are multiplied with; None = 1/√dim for the dot product (every other score says its own).
+        softcap: c > 0 makes scores c · tanh(score / c), before the bias (Gemma Team 2024).
+        sinks: one more logit per row, (heads,) or one number for all: rows sum to less than 1 (Xiao et al. 2023); 0.0 is
+            the softmax with one more zero.
         offset: the position of query 0 among the keys: an int, or one per batch row; None = keys - queries, so that the
             queries are the last ones, as with a key/value cache.
         backend: a demand: 'tiled', or 'reference' (dense, the specification); None chooses.
@@ -60,40 +72,42 @@ def attention(
     >>> A.shape, (A @ x).shape
     (torch.Size([5, 5]), torch.Size([5, 8]))
     """
-    q, k = checks.query_and_key(query, key)
-    if not torch.is_grad_enabled():  # a matrix that is built without a graph is a constant
-        q, k = q.detach(), k.detach()
+    q, k = checks.query_and_key(query, key, same_dim=score is None)
     layout = Layout.of(tuple(q.shape))
     folded_query, folded_key = layout.fold(q), layout.fold(k)
-    batch, heads, queries, _ = folded_query.shape
-    keys = folded_key.shape[2]
+    batch, heads, queries, dim = folded_query.shape
+    _, kv_heads, keys, key_dim = folded_key.shape
+    score = checks.score_fits(dot() if score is None else score, heads, kv_heads, dim, key_dim, q.device, q.dtype)
     call = Call(
         folded_query,
         folded_key,
         checks.mask_fits(full if mask is None else mask, batch, heads, queries, keys, q.device),
-        checks.scale(scale, q.shape[-1]),
+        checks.scale(scale, score.scale(key_dim)),
         checks.offset(offset, batch, queries, keys),
         Axes(range(batch), range(heads), range(queries), range(keys)),
-    ).watching(query, key)
+        softcap=checks.softcap(softcap),
+    )
+    if bias is not None:
+        call = replace(call, bias=checks.bias_fits(bias, batch, heads, queries, keys, call.reach, q.device))
+    if sinks is not None:
+        call = replace(call, sinks=checks.sinks(sinks, heads, q.device).to(call.dtype).expand(heads))
+    tensors = (query, key, *score.tensors(), *(() if bias is None else bias.tensors()), sinks)
+    call = reduce(call, score).watching(*(t for t in tensors if isinstance(t, Tensor)))
     if backend is not None:
         backends.named(backend)
-    return Attention(call, layout, backend)
+    # a matrix that is built without a graph is a constant
+    return Attention(call if torch.is_grad_enabled() else call.constant(), layout, backend)
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
+class Attention(TensorLike):
     """A lazy matrix of attention weights, (…, heads, queries, keys). Made by `regard.attention`."""
 
     call: Call
     layout: Layout
     backend: str | Backend | None = None
+    drop: Dropout | None = None
     _memo: list[Tensor] = field(default_factory=list, init=False, repr=False)  # the log-sum-exp, once a question found it
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """The stored matrix for NumPy, under the guard of to_dense."""
-        return self.to_dense().detach().cpu().numpy().astype(dtype or None, copy=False)
-
-    __array_ufunc__: ClassVar[None] = None  # NumPy's operators come to us instead of reading the matrix row by row
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -103,25 +117,20 @@ class Attention:
         return torch.Size((*self.layout.leading, *self.call.shape[2:]))
 
     @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
     def dtype(self) -> torch.dtype:
         """The query's; answers are float32, or float64 for float64."""
-        return self.call.query.dtype
+        return self.call.stated or self.call.query.dtype
 
     @property
     def device(self) -> torch.device:
         return self.call.device
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def __repr__(self) -> str:
         whole = self.call.whole
         part = "" if whole is None else f", part of {whole.shape[-1]} keys"
-        return f"Attention({tuple(self.shape)}, {self.dtype}, mask={self.call.mask}{part})".replace("torch.", "")
+        more = "".join(f", {name}={value}" for name, value in self.call.extras().items())
+        more += "" if self.drop is None else f", {self.drop}"
+        return f"Attention({tuple(self.shape)}, {self.dtype}, mask={self.call.mask}{more}{part})".replace("torch.", "")
 
     def _repr_html_(self) -> str:
         from regard.picture import html_of
@@ -138,7 +147,7 @@ class Attention:
         (torch.Size([2, 4, 6, 8]), torch.Size([2, 4, 6, 3]), torch.Size([2, 4, 6]))
         """
         checks.questions("read", questions)
-        asked = questions if value is None else (*questions, Output(self._value(value)))
+        asked = questions if value is None else (*questions, Output(self._value(value), self.drop))
         answers = {}
         for question, parts in zip(asked, self._ask(asked), strict=True):
             answer = question.public(tuple(map(self.layout.unfold, parts)))
@@ -152,12 +161,9 @@ class Attention:
 
         value: (…, heads or kv_heads or 1, keys, value_dim), or (keys, value_dim) or (keys,) shared by all heads.
         """
-        (parts,) = self._ask((Output(self._value(value)),))
+        (parts,) = self._ask((Output(self._value(value), self.drop),))
         output = self.layout.unfold(parts[0])
         return output[..., 0] if value.ndim == 1 else output
-
-    def __rmatmul__(self, other: object) -> NoReturn:
-        raise TypeError(checks.TENSOR_TIMES_MATRIX)
 
     @property
     def mT(self) -> TransposedAttention:
@@ -209,21 +215,31 @@ class Attention:
         """A picture in rows × columns bins, (…, heads, rows, columns); see `readouts.Pool`."""
         return self._one(readouts.Pool(bins, reduce))
 
-    def amax(self, dim: int) -> Tensor:
-        """The largest weight of each query, dim = -1; see `readouts.Max`."""
-        return tensorlike.amax(self, dim)
+    def mass(self, segments: Tensor | Sequence[int], count: int | None = None) -> Tensor:
+        """Σ_{j: segments_j = s} A_ij, (…, heads, queries, count), segments counted from 0; see `readouts.Mass`."""
+        return self._one(readouts.Mass(segments, count))
 
-    def argmax(self, dim: int) -> Tensor:
-        """The key of the largest weight of each query, -1 in an empty row, dim = -1; see `readouts.Max`."""
-        return tensorlike.argmax(self, dim)
+    def kl(self, other: Attention) -> Tensor:
+        """Σ_j A_ij (ln A_ij - ln B_ij) in nats, (…, heads, queries); +inf where `other` hides what this matrix sees.
 
-    def sum(self, dim: int | None = None) -> Tensor:
-        """dim = -2: what each key received, Σ_i A_ij; dim = -1: the sum of each row, 1 unless keys were cut away."""
-        return tensorlike.sum_over(self, dim)
+        In O(n) memory, differentiable by both: distillation at any length. Rows that are +inf have no gradient.
+        """
+        return self._one(KL.between("A.kl(B)", self, other))
 
-    def mean(self, dim: int | None = None) -> Tensor:
-        """dim = -2: Σ_i A_ij / queries; dim = -1: Σ_j A_ij / keys."""
-        return tensorlike.mean_over(self, dim)
+    def js(self, other: Attention) -> Tensor:
+        """The Jensen-Shannon divergence ½ KL(A ‖ M) + ½ KL(B ‖ M), M = (A + B) / 2, in nats, (…, heads, queries)."""
+        here, there = KL.between("A.js(B)", self, other, mixed=True), KL.between("A.js(B)", other, self, mixed=True)
+        return (self._one(here) + other._one(there)) / 2
+
+    def dropout(self, p: float, seed: int) -> Attention:
+        """The same matrix, whose products A @ v and A.mT @ r use weights that are 0 with probability p, else 1/(1 - p) times.
+
+        Which ones is decided by seed, batch row, head, query and key alone, so that a part of the matrix, every backend and
+        the backward agree. Questions are about the weights before dropout. Source: Srivastava et al. 2014.
+        """
+        dropped = replace(self, drop=Dropout(p, seed))
+        dropped._memo.extend(self._memo)
+        return dropped
 
     def explain(self, *questions: Readout) -> Explanation:
         """Which backend answers which question, what it costs, and why no other does; nothing is computed."""
@@ -267,7 +283,7 @@ class Attention:
             self._memo.append(log_sum.detach())
 
     def _differentiable(self) -> bool:
-        return torch.is_grad_enabled() and (self.call.query.requires_grad or self.call.key.requires_grad)
+        return self.call.differentiable
 
     def _value(self, value: Tensor) -> Tensor:
         heads = (self.call.key.shape[1], self.call.shape[1])
@@ -279,16 +295,14 @@ class Attention:
             raise checks.ShapeError(f"{operation}: {name} must have one row for each of {length} {axis}; got a number.")
         return self.layout.operand(operation, name, axis, tensor, length, heads, tuple(self.shape))
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return tensorlike.torch_function(func, args, kwargs or {})
-
 
 @dataclass(frozen=True, eq=False)
-class TransposedAttention:
+class TransposedAttention(Lazy):
     """Aᵀ, (…, heads, keys, queries): asked as A.mT @ r."""
 
     of: Attention
+    _called = "A.mT"
+    _backwards = "r @ A.mT is not a question to an attention matrix: it is the transpose of A @ r.mT."
 
     @property
     def shape(self) -> torch.Size:
@@ -296,8 +310,20 @@ class TransposedAttention:
         return torch.Size((*leading, keys, queries))
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.of.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.of.device
+
+    @property
     def mT(self) -> Attention:
         return self.of
+
+    def to_dense(self, limit: int | None = DENSE_LIMIT) -> Tensor:
+        """The stored transpose, under the guard of A.to_dense()."""
+        return self.of.to_dense(limit).mT
 
     def __matmul__(self, r: Tensor) -> Tensor:
         """Σ_i A_ij r_i: what each key received of r, (…, heads, keys, columns), in float32 (float64).
@@ -306,7 +332,7 @@ class TransposedAttention:
         """
         A = self.of
         folded = A._operand("A.mT @ r", "rows of r", "queries", r, A.call.shape[2], (A.call.shape[1],))
-        (parts,) = A._ask((Transposed(folded),))
+        (parts,) = A._ask((Transposed(folded, A.drop),))
         received = A.layout.unfold(parts[0])
         return received[..., 0] if r.ndim == 1 else received
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -14,11 +14,20 @@ from regard import checks
 from regard.masks import Mask
 from regard.masks.algebra import grid, version
 from regard.plan import Axes
+from regard.scores import dot
+
+if TYPE_CHECKING:
+    from regard.biases import Bias
+    from regard.scores import Score
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Scores scale · query · keyᵀ under a mask. Head h meets key head h // (heads // kv_heads)."""
+    """Scores softcap(scale · query · keyᵀ) + bias under a mask. Head h meets key head h // (heads // kv_heads).
+
+    Other score functions come reduced to the dot product; with `combine` the pair is Bahdanau's: Σ_m combine_m
+    tanh(scale · query_m + key_m).
+    """
 
     query: Float[Tensor, "batch heads queries dim"]
     key: Float[Tensor, "batch kv_heads keys dim"]
@@ -26,6 +35,11 @@ class Call:
     scale: float
     offset: int | tuple[int, ...]
     axes: Axes
+    bias: Bias | None = None
+    softcap: float | None = None
+    sinks: Float[Tensor, " heads"] | None = None  # one more logit per row, whose weight goes to no key
+    combine: Float[Tensor, "heads_or_1 dim"] | None = None
+    stated: torch.dtype | None = None  # the dtype of the user's query, where the reduced one has another
     whole: Call | None = None  # set on a part of the keys: the call over all of them, whose log-sum-exp normalises both
     watched: tuple[tuple[Tensor, int], ...] = field(default=(), repr=False)
 
@@ -44,6 +58,55 @@ class Call:
     def device(self) -> torch.device:
         return self.query.device
 
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What answers may be differentiated by, beside query and key."""
+        own = tuple(t for t in (self.sinks, self.combine) if t is not None)
+        return own if self.bias is None else (*own, *self.bias.tensors())
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Query, key and parameters."""
+        return (self.query, self.key, *self.parameters)
+
+    def with_tensors(self, *tensors: Tensor) -> Call:
+        """The same call with other tensors in the place of its own."""
+        query, key, *rest = tensors
+        sinks = None if self.sinks is None else rest.pop(0)
+        combine = None if self.combine is None else rest.pop(0)
+        bias = None if self.bias is None else self.bias.with_tensors(*rest)
+        return replace(self, query=query, key=key, sinks=sinks, combine=combine, bias=bias)
+
+    def constant(self) -> Call:
+        """The same call without a graph."""
+        whole = None if self.whole is None else self.whole.constant()
+        return replace(self.with_tensors(*(t.detach() for t in self.tensors)), whole=whole)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether an answer about it belongs to a graph."""
+        call: Call | None = self
+        while call is not None and not any(t.requires_grad for t in call.tensors):
+            call = call.whole
+        return call is not None and torch.is_grad_enabled()
+
+    @property
+    def rows_sum_to_one(self) -> bool:
+        """Whether the weights of a row that sees something sum to 1: no sink, and no key cut away."""
+        return self.sinks is None and self.whole is None
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The least and the greatest position of a query."""
+        offsets = (self.offset,) if isinstance(self.offset, int) else self.offset
+        queries = self.query.shape[2]
+        return min(offsets, default=0), max(offsets, default=0) + max(queries - 1, 0)
+
+    def extras(self) -> dict[str, Any]:
+        """What a sentence says about the matrix beside its mask."""
+        sinks = None if self.sinks is None else "learned" if self.sinks.requires_grad else "given"
+        return {n: v for n, v in (("bias", self.bias), ("softcap", self.softcap), ("sinks", sinks)) if v is not None}
+
     def watching(self, *tensors: Tensor) -> Call:
         """The same call, which refuses to answer once one of the tensors, or of the mask's, was changed in place."""
         return replace(self, watched=tuple((t, version(t)) for t in (*tensors, *self.mask.tensors())))
@@ -54,15 +117,14 @@ class Call:
         return (
             all(then >= 0 for _, then in self.watched)
             and forward_ad._current_level < 0
-            and not transformed(self.query, self.key)
+            and not transformed(*self.tensors)
             and not torch.compiler.is_compiling()
         )
 
     def without_tensors(self) -> Call:
-        """The same call with shapes in the place of queries and keys, watching its mask: what a graph may keep."""
-        query, key = (torch.empty_like(t, device="meta") for t in (self.query, self.key))
-        whole = None if self.whole is None else self.whole.without_tensors()
-        return replace(self, query=query, key=key, whole=whole).watching()
+        """The same call with shapes in the place of its tensors, watching its mask: what a graph may keep."""
+        shapes = self.with_tensors(*(torch.empty_like(t, device="meta") for t in self.tensors))
+        return replace(shapes, whole=None if self.whole is None else self.whole.without_tensors()).watching()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy counts the changes of its own tensors."""
@@ -76,10 +138,16 @@ class Call:
         self, batch: slice = slice(None), rows: slice = slice(None), columns: slice = slice(None)
     ) -> Bool[Tensor, "b h r c"]:
         """Which pairs of a tile may meet; axes on which the mask does not depend have size 1."""
+        seen = self.mask._allows(*self.pairs(batch, rows, columns))
+        return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
+
+    def pairs(
+        self, batch: slice = slice(None), rows: slice = slice(None), columns: slice = slice(None)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The original batch row, head, query and key of each pair of a tile, and the query's position: they broadcast."""
         axes = self.axes
         b, h, i, j = grid(axes.batch[batch], axes.heads, axes.queries[rows], axes.keys[columns], device=self.query.device)
-        seen = self.mask._allows(b, h, i, j, i + self.shift(b))
-        return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
+        return b, h, i, j, i + self.shift(b)
 
     def shift(self, batch: Tensor) -> Tensor | int:
         """The offset of each batch row."""
@@ -93,6 +161,22 @@ class Call:
     def columns(self, columns: slice = slice(None)) -> Tensor:
         """The original index of each key, shape (columns,)."""
         return grid((0,), (0,), (0,), self.axes.keys[columns], device=self.query.device)[3]
+
+
+def reduce(call: Call, score: Score) -> Call:
+    """The call with its score as a dot product of other queries and keys, in no less than float32."""
+    if score == dot():
+        return call
+    bad = [~torch.isfinite(t).all(-1, keepdim=True) for t in (call.query, call.key)]
+    clean = (t.to(call.dtype).masked_fill(b, 0) for t, b in zip((call.query, call.key), bad, strict=True))
+    with torch.autocast(call.device.type, enabled=False):
+        reduced = score.reduced(*clean)
+    # What is not finite becomes NaN as a whole, so that no gradient of a weight meets it where nobody sees it: 0 · NaN.
+    query, key = (
+        t.masked_fill(b.repeat_interleave(t.shape[1] // max(b.shape[1], 1), 1), torch.nan)
+        for t, b in zip(reduced, bad, strict=True)
+    )
+    return replace(call, query=query, key=key, combine=score.combine, stated=call.query.dtype)
 
 
 def transformed(*tensors: Tensor) -> bool:

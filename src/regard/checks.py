@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from regard.biases import Bias
+    from regard.biases.distances import Entries
     from regard.masks import Mask
+    from regard.scores import Score
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+ANSWER_LIMIT = 1 << 30  # bytes of an answer with more numbers per query than there are keys
 
 MASK_AS_BOOLEAN = "a mask is not true or false: combine masks with & | ~ instead of and, or, not; got `{mask}`."
 TENSOR_TIMES_MATRIX = (
@@ -21,6 +26,10 @@ TENSOR_TIMES_MATRIX = (
 )
 DIAGONAL = (
     "torch.diagonal counts from the matrix's corner; A.diagonal(offset) counts from each query's own position among the keys."
+)
+STORE_NOTHING = (
+    "A @ v, A.topk(k), A.entropy(), A.sum(-2), A.pool((64, 64)) and rows such as A[0, 0, 10] answer without it; "
+    "to_dense(limit=None) builds it all the same."
 )
 FARTHEST = 1 << 60  # no position lies beyond: larger numbers mean "without end", and stay clear of what an int64 can hold
 
@@ -31,6 +40,10 @@ class ShapeError(ValueError):
 
 class Unsupported(NotImplementedError):
     """Something that regard cannot do; the sentence says what to do instead."""
+
+
+class NotATensor(Unsupported, AttributeError):
+    """An attribute that tensors have and a matrix that is not stored has not."""
 
 
 class TooLarge(MemoryError):
@@ -55,7 +68,7 @@ def tensor(operation: str, name: str, value: object) -> Tensor:
     if value.is_nested or value.layout != torch.strided:
         raise TypeError(
             f"{operation}: {name} must be a dense tensor; got layout {value.layout}: pad it and say so with "
-            "masks.padding(lengths)."
+            "masks.padding(lengths), or pack it into one row and say so with masks.documents(ids)."
         )
     if value.dtype not in FLOATS:
         raise TypeError(
@@ -64,7 +77,7 @@ def tensor(operation: str, name: str, value: object) -> Tensor:
     return value
 
 
-def query_and_key(query: object, key: object) -> tuple[Tensor, Tensor]:
+def query_and_key(query: object, key: object, same_dim: bool) -> tuple[Tensor, Tensor]:
     """Two tensors that a matrix of attention can be made of."""
     q, k = tensor("attention", "query", query), tensor("attention", "key", key)
     shapes = f"query {_shape(q)}, key {_shape(k)}"
@@ -77,7 +90,7 @@ def query_and_key(query: object, key: object) -> tuple[Tensor, Tensor]:
             "attention: query and key must both be (…, heads, n, dim), or both (n, dim); "
             f"got {q.ndim} and {k.ndim} dimensions ({shapes})."
         )
-    if q.shape[-1] != k.shape[-1] or q.shape[-1] == 0:
+    if (same_dim and q.shape[-1] != k.shape[-1]) or 0 in (q.shape[-1], k.shape[-1]):
         raise ShapeError(
             f"attention: query and key must have the same dim, at least 1; got {q.shape[-1]} and {k.shape[-1]} ({shapes})."
         )
@@ -121,10 +134,10 @@ def mask_lies_on(operation: str, mask: Mask, batch: int | None, heads: int | Non
         raise ShapeError(f"{operation}: {'; '.join(misfits)} ({given}).")
 
 
-def scale(value: float | None, dim: int) -> float:
-    """A finite number; None = 1/√dim."""
+def scale(value: float | None, default: float) -> float:
+    """A finite number; None = what the score says."""
     if value is None:
-        return 1 / math.sqrt(dim)
+        return default
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
     except OverflowError:
@@ -132,6 +145,48 @@ def scale(value: float | None, dim: int) -> float:
     if not math.isfinite(number):
         raise TypeError(f"attention: scale must be a finite number; got {value!r}.")
     return number
+
+
+def softcap(value: float | None) -> float | None:
+    """A finite number above 0."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"attention: softcap must be a finite number above 0; got {value!r}.")
+    return float(value)
+
+
+def sinks(value: object, heads: int, device: torch.device) -> Tensor:
+    """One logit per head, or one for all of them."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not value < math.inf:
+            raise ValueError(f"attention: sinks must be below infinity; got {value!r}.")
+        return torch.tensor(float(value), device=device)
+    given = tensor("attention", "sinks", value)
+    if given.device != device:
+        raise ValueError(f"attention: sinks and query must be on one device; got {given.device} and {device}.")
+    if given.ndim > 1 or given.numel() not in (1, heads):
+        raise ShapeError(f"attention: sinks must be one number per head, shape ({heads},); got shape {_shape(given)}.")
+    return given
+
+
+def probability(operation: str, name: str, value: object) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{operation}: {name} must be a number from 0 to 1; got {value!r}.")
+    return float(value)
+
+
+def comparable(operation: str, first: object, second: object) -> None:
+    """Two matrices whose rows can be compared."""
+    from regard.attention import Attention
+
+    if not isinstance(second, Attention) or not isinstance(first, Attention):
+        raise TypeError(f"{operation}: B must be an attention matrix; got {type(second).__name__}.")
+    if first.shape != second.shape:
+        raise ShapeError(f"{operation}: both matrices must have one shape; got {tuple(first.shape)} and {tuple(second.shape)}.")
+    if first.device != second.device:
+        raise ValueError(f"{operation}: both matrices must be on one device; got {first.device} and {second.device}.")
 
 
 def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> int | tuple[int, ...]:
@@ -193,6 +248,69 @@ def lengths_tensor(value: Tensor) -> Tensor:
     return value
 
 
+def ids(operation: str, name: str, value: object) -> Tensor:
+    """Integers, one per place, with or without batch rows; what is not yet a tensor becomes one."""
+    if isinstance(value, Tensor) and (value.is_nested or value.layout != torch.strided):
+        layout = "nested" if value.is_nested else value.layout
+        raise TypeError(
+            f"{operation}: {name} must be a dense tensor; got layout {layout}. The mask of a packed (jagged) tensor is "
+            "masks.documents.from_cu_seqlens(tensor.offsets())."
+        )
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{operation}: {name} must be integers; got {value!r:.60}.") from None
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{operation}: {name} must be integers; got {value.dtype} of shape {_shape(value)}.")
+    if value.ndim not in (1, 2):
+        raise ShapeError(f"{operation}: {name} must have one dimension, or two with the batch; got shape {_shape(value)}.")
+    return value
+
+
+def ids_match(keys: Tensor, queries: Tensor) -> None:
+    """The ids of keys and those of queries can be compared."""
+    if keys.device != queries.device:
+        raise ValueError(f"documents: ids and query_ids must be on one device; got {keys.device} and {queries.device}.")
+    if keys.ndim == queries.ndim == 2 and 1 != len(keys) != len(queries) != 1:
+        raise ShapeError(
+            f"documents: ids and query_ids must have the same batch rows; got {_shape(keys)} and {_shape(queries)}."
+        )
+
+
+def cu_seqlens(name: str, value: object) -> Tensor:
+    """Where each of several documents begins, and where the last one ends."""
+    begins = ids("documents", name, value)
+    if begins.ndim != 1 or len(begins) == 0:
+        raise ShapeError(f"documents: {name} must have shape (documents + 1,), as [0, 3, 10] has; got shape {_shape(begins)}.")
+    steps = begins.long().diff()
+    if begins[0] != 0 or (steps < 0).any():
+        falls = (steps < 0).nonzero().flatten().tolist()
+        got = f"the first is {int(begins[0])}" if begins[0] != 0 else f"falls after entry {falls[0]}"
+        raise ValueError(f"documents: {name} must begin with 0 and never fall, as in [0, 3, 10]; {got}.")
+    return begins
+
+
+def as_many_documents(keys: Tensor, queries: Tensor) -> None:
+    """Two cu_seqlens that speak of the same documents."""
+    if len(keys) != len(queries):
+        raise ShapeError(
+            "documents: cu_seqlens and query_cu_seqlens must name equally many documents; got "
+            f"{len(keys) - 1} and {len(queries) - 1}."
+        )
+
+
+def shift(operation: str, value: object, batch: int) -> int | Tensor:
+    """An offset to look at a mask with: one number, or one per batch row."""
+    if not isinstance(value, Tensor):
+        return whole_number(operation, "offset", value, least=-FARTHEST)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{operation}: offset must be an int or an integer tensor of shape (batch,); got {value.dtype}.")
+    if value.ndim and tuple(value.shape) != (batch,):
+        raise ShapeError(f"{operation}: offset must have shape (batch,) = ({batch},); got {_shape(value)}.")
+    return value
+
+
 def at_least_one_length(values: Sequence[object]) -> None:
     """At least one length."""
     if not values:
@@ -233,11 +351,15 @@ def function(operation: str, value: object) -> Callable[..., Any]:
     return value
 
 
-def where_result(value: object, wanted: torch.Size, expression: str) -> Tensor:
-    """What a where function gave back: booleans that broadcast to the tile."""
+def where_result(value: object, wanted: torch.Size, device: torch.device, expression: str) -> Tensor:
+    """What a where function gave back: booleans that broadcast to the tile, where its indices are."""
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{expression}: the function must return a boolean tensor; got {got}.")
+    if value.device != device:
+        raise ValueError(
+            f"{expression}: the function must return a tensor on the device of its indices, {device}; got {value.device}."
+        )
     try:
         fits = torch.broadcast_shapes(value.shape, wanted) == wanted
     except RuntimeError:
@@ -255,6 +377,127 @@ def combined(symbol: str, other: object) -> NoReturn:
     if isinstance(other, Tensor):
         _refuse_tensor_mask(f"mask {symbol} tensor", other)
     raise TypeError(f"mask {symbol} other: a mask combines with masks only; got {type(other).__name__}.")
+
+
+# -- biases and scores ------------------------------------------------------------------------------------------------
+
+
+def weights(operation: str, name: str, value: object, shapes: dict[int, str]) -> Tensor:
+    """A floating-point tensor with one of those numbers of dimensions."""
+    given = tensor(operation, name, value)
+    if given.ndim not in shapes:
+        raise ShapeError(f"{operation}: {name} must have shape {' or '.join(shapes.values())}; got {_shape(given)}.")
+    return given
+
+
+def dense_bias(value: object) -> Tensor:
+    """A floating-point tensor of one to four dimensions, and not a mask."""
+    if isinstance(value, Tensor) and value.dtype == torch.bool:
+        raise TypeError(
+            f"dense: a bias is made of numbers that are added to the scores; got a boolean tensor of shape {_shape(value)}. "
+            "Who may attend is a mask: write mask=regard.masks.dense(tensor) if True = may attend, dense(~tensor) if True = "
+            "hidden."
+        )
+    if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
+        raise TypeError(
+            f"dense: a bias is made of floating-point numbers; got {value.dtype} of shape {_shape(value)}. Write "
+            "regard.biases.dense(tensor.float()) to add them, mask=regard.masks.dense(tensor.bool()) if 1 means may attend."
+        )
+    given = tensor("dense", "the bias", value)
+    if not 1 <= given.ndim <= 4:
+        raise ShapeError(f"dense: the bias needs 1 to 4 dimensions; got {given.ndim} (shape {_shape(given)}).")
+    return given
+
+
+def entries(by: object) -> None:
+    """What says which entry of a table a distance takes."""
+    from regard.biases.distances import Entries
+
+    if not isinstance(by, Entries):
+        raise TypeError(
+            f"relative: by must be clipped(), t5() or exact(lowest) of regard.biases; got {getattr(by, '__name__', repr(by))}."
+        )
+
+
+def entries_fit(by: Entries, table: Tensor) -> None:
+    """A table with a number of entries that can be."""
+    if reason := by.why_not(table.shape[1]):
+        raise ShapeError(f"relative: {reason} (table {_shape(table)}).")
+
+
+def temperature(value: object) -> float:
+    """A finite number above 0."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not 0 < number < math.inf:
+        raise TypeError(f"cosine: temperature must be a finite number above 0, or a tensor of them; got {value!r}.")
+    return number
+
+
+def added(other: object) -> NoReturn:
+    """What a bias was added to, and is no bias."""
+    from regard.masks import Mask
+
+    if isinstance(other, Tensor):
+        raise TypeError(
+            f"bias + tensor: got a {other.dtype} tensor of shape {_shape(other)}: write bias + regard.biases.dense(tensor)."
+        )
+    if isinstance(other, Mask):
+        raise TypeError(f"bias + mask: a mask is not added; pass it beside the bias, mask=…; got `{other.expression}`.")
+    raise TypeError(
+        f"bias + other: a bias adds to biases only, such as alibi(8) + dense(tensor); got {type(other).__name__}. One number "
+        "added to every score changes no weight."
+    )
+
+
+def bias_fits(
+    bias: object, batch: int, heads: int, queries: int, keys: int, positions: tuple[int, int], device: torch.device
+) -> Bias:
+    """A bias that fits a matrix of that size; positions = the least and the greatest position of a query."""
+    from regard.biases import Bias
+    from regard.masks import Mask
+
+    if isinstance(bias, Tensor):
+        raise TypeError(
+            f"attention: a bias is one of regard.biases; got a {bias.dtype} tensor of shape {_shape(bias)}: write "
+            "regard.biases.dense(tensor)."
+        )
+    if isinstance(bias, Mask):
+        raise TypeError(f"attention: a mask is not a bias; pass it as mask=…; got `{bias.expression}`.")
+    if not isinstance(bias, Bias):
+        raise TypeError(f"attention: bias must be one of regard.biases, such as alibi(8); got {type(bias).__name__}.")
+    if misfits := bias.misfits(batch, heads, queries, keys, positions):
+        raise ShapeError(
+            f"attention: {'; '.join(misfits)} (batch {batch}, heads {heads}, queries {queries} at positions {positions[0]} … "
+            f"{positions[1]}, keys {keys})."
+        )
+    for held in bias.tensors():
+        if held.device != device:
+            raise ValueError(f"attention: bias and query must be on one device; got {held.device} and {device}.")
+    return bias
+
+
+def score_fits(
+    score: object, heads: int, kv_heads: int, dim: int, key_dim: int, device: torch.device, dtype: torch.dtype
+) -> Score:
+    """A score that compares queries and keys of that size and of that dtype."""
+    from regard.scores import Score
+
+    if not isinstance(score, Score):
+        raise TypeError(
+            "attention: score must be one of regard.scores, such as cosine(0.1); got "
+            f"{getattr(score, '__name__', type(score).__name__)}."
+        )
+    if misfits := score.misfits(heads, kv_heads, dim, key_dim):
+        raise ShapeError(f"attention: {'; '.join(misfits)} (heads {heads}, kv_heads {kv_heads}, dim {dim}, key_dim {key_dim}).")
+    for held in score.tensors():
+        if held.device != device:
+            raise ValueError(f"attention: score and query must be on one device; got {held.device} and {device}.")
+        if held.dtype == torch.float64 != dtype:
+            raise TypeError(
+                f"attention: a score with float64 tensors would be computed in float32 for a query of {dtype}; give both in "
+                f"float64, or the score in float32 (`{score.expression}`)."
+            )
+    return score
 
 
 # -- questions --------------------------------------------------------------------------------------------------------
@@ -293,6 +536,50 @@ def operand_shape(
         )
 
 
+def segments(operation: str, value: object, count: int | None) -> tuple[Tensor, int]:
+    """The segment of each key, as an int64 tensor of its own, (batch or 1, keys), and how many segments there are."""
+    try:
+        given = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        given = None
+    if given is not None and not isinstance(value, Tensor) and not given.numel():
+        given = given.long()  # an empty list is a tensor of floats
+    if given is None or given.layout != torch.strided or given.dtype not in INTEGERS:
+        got = f"{value!r}" if given is None else f"{given.dtype}, {given.layout}, of shape {_shape(given)}"
+        raise TypeError(f"{operation}: segments must be a dense tensor of integers, one per key; got {got}.")
+    if given.ndim not in (1, 2):
+        raise ShapeError(f"{operation}: segments must have shape (keys,) or (batch, keys); got {_shape(given)}.")
+    held = given.detach().to(torch.int64, copy=True)
+    least, most = (int(held.min()), int(held.max())) if held.numel() else (0, -1)
+    number = most + 1 if count is None else whole_number(operation, "count", count)
+    if least < 0 or most >= number:
+        raise ValueError(
+            f"{operation}: segments must be at least 0 and below count = {number}; got numbers from {least} to {most} "
+            f"(shape {_shape(given)})."
+        )
+    return held.reshape(-1, held.shape[-1]) if held.ndim == 2 else held[None], number
+
+
+def segments_fit(operation: str, held: Tensor, shape: Sequence[int]) -> None:
+    """One segment per key of a (batch, heads, queries, keys) matrix, the same in all batch rows or in each its own."""
+    batch, keys = shape[0], shape[-1]
+    if held.shape[1] != keys or len(held) not in (1, batch):
+        raise ShapeError(
+            f"{operation}: segments must have one entry for each of {keys} keys, and 1 or {batch} batch rows; got "
+            f"{_shape(held)} for a matrix of shape {tuple(shape)} (batch, heads, queries, keys)."
+        )
+
+
+def fits_answer(operation: str, name: str, number: int, shape: Sequence[int], bytes_each: int, instead: str) -> None:
+    """More numbers per query than there are keys only in an answer that is not large."""
+    size = math.prod(shape[:3]) * number * bytes_each
+    if number > shape[3] and max(size, number) > ANSWER_LIMIT:
+        raise TooLarge(
+            f"{operation}: {name} = {number} for a matrix of {shape[3]} keys (shape {tuple(shape)}) would take {human(size)}, "
+            f"above the limit of {human(ANSWER_LIMIT)}: {instead}."
+        )
+
+
 def unchanged(watched: Iterable[tuple[Tensor, int]]) -> None:
     """Tensors that were not changed in place since the matrix was built."""
     from regard.masks.algebra import version
@@ -305,14 +592,15 @@ def unchanged(watched: Iterable[tuple[Tensor, int]]) -> None:
             )
 
 
-def fits_dense(shape: Sequence[int], bytes_each: int, limit: int | None) -> None:
+def fits_dense(
+    shape: Sequence[int], bytes_each: int, limit: int | None, operation: str = "to_dense", instead: str = STORE_NOTHING
+) -> None:
     """A dense matrix within the limit."""
     size = math.prod(shape) * bytes_each
-    if limit is not None and size > limit:
+    if limit is not None and size > whole_number(operation, "limit (in bytes)", limit):
         raise TooLarge(
-            f"to_dense: a matrix of shape {tuple(shape)} would take {human(size)}, above the limit of {human(limit)}. "
-            "A @ v, A.topk(k), A.entropy(), A.sum(-2), A.pool((64, 64)) and rows such as A[0, 0, 10] answer without it; "
-            "to_dense(limit=None) builds it all the same."
+            f"{operation}: a matrix of shape {tuple(shape)} would take {human(size)}, above the limit of {human(limit)}. "
+            f"{instead}"
         )
 
 
@@ -325,17 +613,26 @@ def human(size: float) -> str:
     return f"{size:,.3g} TiB" if size < 1000 else f"{size:,.0f} TiB"
 
 
-def dimension(operation: str, dim: object, ndim: int, allowed: dict[int, str], instead: str) -> int:
-    """One of the allowed dimensions, counted from the end."""
-    if isinstance(dim, bool) or not isinstance(dim, int) or not -ndim <= dim < ndim:
+def dimension(operation: str, dim: Any, ndim: int) -> int:
+    """A dimension, counted from the end."""
+    try:
+        number = ndim if isinstance(dim, bool) else operator.index(dim)
+    except TypeError:
+        number = ndim
+    if not -ndim <= number < ndim:
         raise IndexError(f"{operation}: dim must be an integer from {-ndim} to {ndim - 1}; got {dim!r}.")
-    back = dim if dim < 0 else dim - ndim
-    if back not in allowed:
-        names = " or ".join(f"{d} ({name})" for d, name in allowed.items())
-        raise Unsupported(
-            f"{operation}: dim {dim} of an attention matrix has no answer of size O(n); use {names}, or {instead}."
-        )
-    return back
+    return number if number < 0 else number - ndim
+
+
+def dimensions(operation: str, dim: object, ndim: int) -> tuple[int, ...]:
+    """One dimension, several, or all of them (None), counted from the end, in order."""
+    given = tuple(dim) if isinstance(dim, tuple | list) else () if dim is None else (dim,)
+    if not given:
+        return tuple(range(-ndim, 0))
+    found = {dimension(operation, d, ndim) for d in given}
+    if len(found) < len(given):
+        raise IndexError(f"{operation}: a dimension is named once; got {dim!r} of {ndim} dimensions.")
+    return tuple(sorted(found))
 
 
 def choice(operation: str, name: str, value: object, allowed: Sequence[object]) -> None:

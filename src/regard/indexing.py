@@ -132,19 +132,13 @@ def _taken(tensor: Tensor, dim: int, places: slice | list[int]) -> Tensor:
     return tensor.index_select(dim, torch.tensor(places, dtype=torch.int64, device=tensor.device))
 
 
-def _rebuilt(A: Attention, call: Call, layout: Layout | None = None, take: Any = None) -> Attention:
+def rebuilt(A: Attention, call: Call, layout: Layout | None = None, take: Any = None) -> Attention:
     """A on a part of its call, which watches the same tensors; what is known of the log-sum-exp is narrowed by take."""
     from regard.attention import Attention
 
-    part = Attention(call if torch.is_grad_enabled() else _constant(call), layout or A.layout, A.backend)
+    part = Attention(call if torch.is_grad_enabled() else call.constant(), layout or A.layout, A.backend, A.drop)
     part._memo.extend(A._memo if take is None else map(take, A._memo))
     return part
-
-
-def _constant(call: Call) -> Call:
-    """A part that is taken without a graph is a constant, as a whole."""
-    whole = None if call.whole is None else _constant(call.whole)
-    return replace(call, query=call.query.detach(), key=call.key.detach(), whole=whole)
 
 
 def _leading(A: Attention, items: list[Any]) -> Attention:
@@ -165,12 +159,14 @@ def _leading(A: Attention, items: list[Any]) -> Attention:
         return replace(
             call,
             query=_taken(_taken(call.query, 0, batches), 1, heads),
+            sinks=None if call.sinks is None else _taken(call.sinks, 0, heads),
+            combine=_taken(call.combine, 0, heads) if call.combine is not None and len(call.combine) > 1 else call.combine,
             key=_heads_of_key(_taken(call.key, 0, batches), call.shape[1], heads),
             axes=Axes(_chosen(axes.batch, batches), _chosen(axes.heads, heads), axes.queries, axes.keys),
             whole=None if call.whole is None else narrowed(call.whole),
         )
 
-    return _rebuilt(A, narrowed(call), Layout(tuple(batch.shape), count), lambda t: _taken(_taken(t, 0, batches), 1, heads))
+    return rebuilt(A, narrowed(call), Layout(tuple(batch.shape), count), lambda t: _taken(_taken(t, 0, batches), 1, heads))
 
 
 def _heads_of_key(key: Tensor, heads: int, picked: slice | list[int]) -> Tensor:
@@ -193,7 +189,7 @@ def _rows(A: Attention, places: slice | list[int]) -> Attention:
         whole = None if call.whole is None else narrowed(call.whole)
         return replace(call, query=_taken(call.query, 2, places), axes=axes, whole=whole)
 
-    return _rebuilt(A, narrowed(A.call), take=lambda t: _taken(t, 2, places))
+    return rebuilt(A, narrowed(A.call), take=lambda t: _taken(t, 2, places))
 
 
 def _columns(A: Attention, places: slice | list[int]) -> Attention:
@@ -202,7 +198,7 @@ def _columns(A: Attention, places: slice | list[int]) -> Attention:
         return A
     call = A.call
     axes = replace(call.axes, keys=_chosen(call.axes.keys, places))
-    return _rebuilt(A, replace(call, key=_taken(call.key, 2, places), axes=axes, whole=call.whole or call))
+    return rebuilt(A, replace(call, key=_taken(call.key, 2, places), axes=axes, whole=call.whole or call))
 
 
 def _pairs(A: Attention, rows: Tensor, columns: Tensor) -> Tensor:

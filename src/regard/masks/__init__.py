@@ -10,9 +10,10 @@ from torch import Tensor
 from regard import checks
 from regard.masks.algebra import Held, Mask, full
 from regard.masks.contents import Dense, Keep, Where
-from regard.masks.intervals import Causal, CausalFrom, Lengths, Window
+from regard.masks.documents import documents
+from regard.masks.intervals import Causal, CausalFrom, Lengths, Prefix, Window
 
-__all__ = ["Mask", "causal", "causal_from", "dense", "full", "padding", "where", "window"]
+__all__ = ["Mask", "causal", "causal_from", "dense", "documents", "full", "padding", "prefix", "where", "window"]
 
 causal: Mask = Causal()
 
@@ -30,6 +31,11 @@ def window(left: int, right: int | None = None) -> Mask:
     """
     left = checks.reach("window", "left", left)
     return Window(left, left if right is None else checks.reach("window", "right", right))
+
+
+def prefix(n: int) -> Mask:
+    """Key j may be seen if j < n: the first keys, which everyone sees (``window(w) | prefix(4)`` keeps four sinks)."""
+    return Prefix(checks.reach("prefix", "n", n))
 
 
 def padding(lengths: int | Sequence[int] | Tensor | None = None, *, keep: Tensor | None = None) -> Mask:

@@ -7,10 +7,12 @@ A mask answers four questions: what it means (`allows`), what it says of a whole
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ EMPTY, MIXED, FULL = 0, 1, 2  # ordered, so that & is the minimum, | the maximum
 
 Ints = NDArray[np.int64]
 Kinds = NDArray[np.int8]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,22 @@ class Mask(ABC):
 
     def to_dense(self, queries: int, keys: int, batch: int = 1, heads: int = 1, offset: int | Tensor | None = None) -> Tensor:
         """The mask as booleans, shape (batch, heads, queries, keys). offset None = keys - queries."""
+        sizes = {"queries": queries, "keys": keys, "batch": batch, "heads": heads}
+        queries, keys, batch, heads = (checks.whole_number("to_dense", name, n) for name, n in sizes.items())
         checks.mask_lies_on("to_dense", self, batch, heads, queries, keys)
+        shift = keys - queries if offset is None else checks.shift("to_dense", offset, batch)
         device = next((t.device for t in self.tensors()), torch.device("cpu"))
         b, h, i, j = grid(range(batch), range(heads), range(queries), range(keys), device)
-        return self.allows(b, h, i, j, keys - queries if offset is None else offset).contiguous()
+        return self.allows(b, h, i, j, shift.to(device) if isinstance(shift, Tensor) else shift).contiguous()
+
+    def to(self, device: torch.device | str) -> Mask:
+        """The same mask with its tensors on that device; itself if they are there already. A function stays as it is."""
+        moved = {name: _to(part, device) for name, part in vars(self).items()}
+        if all(moved[name] is part for name, part in vars(self).items()):
+            return self
+        mask = copy(self)
+        vars(mask).update(moved)
+        return mask
 
     def draw(self, queries: int, keys: int, offset: int | None = None, cells: int = 16) -> str:
         """A picture in text: ■ all pairs of the cell may meet, ▒ some, · none (batch row 0, head 0)."""
@@ -168,6 +183,32 @@ class Mask(ABC):
             if not self.misfits(None, None, *size):
                 return f"{self.expression}\n{self.draw(*size)}"
         return f"{self.expression}\n(no matrix has a size that all of it fits)"
+
+
+_prepared: WeakKeyDictionary[Mask, tuple[tuple[Any, ...], Any]] = WeakKeyDictionary()
+
+
+def prepared(mask: Mask, rows: Sequence[int], make: Callable[[], T]) -> T:
+    """What a mask works out of its tensors for those batch rows: kept until they change, or others are asked for."""
+    versions = tuple(map(version, mask.tensors()))
+    then, known = _prepared.get(mask, ((), None))
+    if then != (versions, tuple(rows)) or -1 in versions:  # without a version, a tensor may have changed unnoticed
+        known = make()
+        _prepared[mask] = (versions, tuple(rows)), known
+    return known
+
+
+def _to(part: Any, device: torch.device | str) -> Any:
+    """A field of a mask on that device; itself if nothing in it moves."""
+    if isinstance(part, Mask):
+        return part.to(device)
+    if isinstance(part, Held):
+        tensor = part.tensor.to(device)
+        return part if tensor is part.tensor else Held(tensor)
+    if isinstance(part, tuple):
+        moved = tuple(_to(p, device) for p in part)
+        return part if all(a is b for a, b in zip(moved, part, strict=True)) else moved
+    return part
 
 
 def grid(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from regard import checks
-from regard.masks.algebra import EMPTY, FULL, MIXED, Box, Held, Ints, Kinds, Mask
+from regard.masks.algebra import EMPTY, FULL, MIXED, Box, Held, Ints, Kinds, Mask, prepared
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,9 +27,18 @@ class Keep(Mask):
         return rows[batch if len(rows) != 1 else torch.zeros_like(key), key]
 
     def box(self, box: Box) -> Kinds:
+        some, every = prepared(self, box.batch, lambda: self._counts(box.batch))
+        low, stop = box.key_low, box.key_high + 1
+        kinds = np.where(some[stop] == some[low], EMPTY, MIXED)
+        kinds[every[stop] - every[low] == stop - low] = FULL
+        return kinds.astype(np.int8)
+
+    def _counts(self, batch: Sequence[int]) -> tuple[Ints, Ints]:
+        """How many keys before each one some and how many every batch row sees."""
         rows = self._rows().cpu().numpy()
-        seen = rows[np.asarray(box.batch)] if len(rows) > 1 else rows
-        return _count_kinds(np.any(seen, 0), np.all(seen, 0), box.key_low, box.key_high)
+        seen = rows[np.asarray(batch)] if len(rows) > 1 else rows
+        some, every = (np.append(0, np.cumsum(line)) for line in (seen.any(0), seen.all(0)))
+        return some, every
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.keep.tensor,)
@@ -51,14 +59,6 @@ class Keep(Mask):
     def extent(self) -> tuple[int, int]:
         size = self.keep.tensor.shape[-1]
         return size, size
-
-
-def _count_kinds(some: NDArray[np.bool_], every: NDArray[np.bool_], low: Ints, high: Ints) -> Kinds:
-    """The kind of each run low … high of a line of keys, given which keys some and which every batch row sees."""
-    some_before, every_before = (np.concatenate([[0], np.cumsum(line)]) for line in (some, every))
-    empty = some_before[high + 1] == some_before[low]
-    full = every_before[high + 1] - every_before[low] == high + 1 - low
-    return np.where(full, FULL, np.where(empty, EMPTY, MIXED)).astype(np.int8)
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,7 +82,13 @@ class Dense(Mask):
         return True
 
     def box(self, box: Box) -> Kinds:
-        return np.full(box.key_low.shape, box.opaque, np.int8)
+        rows, heads, queries, keys = shape = self._shape()
+        answer = box.opaque
+        if queries == keys == 1:  # a switch per batch row and head
+            picked = (np.asarray(of) if n > 1 else [0] for of, n in ((box.batch, rows), (box.heads, heads)))
+            on = self.tensor.tensor.cpu().numpy().reshape(shape)[np.ix_(*picked)]
+            answer = FULL if on.all() else box.opaque if on.any() else EMPTY
+        return np.full(box.key_low.shape, answer, np.int8)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.tensor.tensor,)
@@ -118,7 +124,7 @@ class Where(Mask):
 
     def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
         wanted = torch.broadcast_shapes(batch.shape, head.shape, query.shape, key.shape)
-        return checks.where_result(self.fn(batch, head, query, key), wanted, self.expression)
+        return checks.where_result(self.fn(batch, head, query, key), wanted, key.device, self.expression)
 
     @property
     def opaque(self) -> bool:

@@ -1,4 +1,4 @@
-"""Masks in which each query sees one run of keys: causal, windows, lengths."""
+"""Masks in which each query sees one run of keys: causal, windows, prefixes, lengths."""
 
 from __future__ import annotations
 
@@ -97,6 +97,25 @@ class Window(Interval):
     @property
     def extent(self) -> tuple[int, int]:
         size = max([8, *(3 * (n + 1) for n in (self.left, self.right) if n < checks.FARTHEST)])
+        return size, size
+
+
+@dataclass(frozen=True, repr=False)
+class Prefix(Interval):
+    """key < n."""
+
+    n: int
+
+    def bounds(self, batch: Bound, query: Bound, position: Bound) -> tuple[Bound, Bound]:
+        return None, self.n - 1
+
+    @property
+    def expression(self) -> str:
+        return f"prefix({'∞' if self.n == checks.FARTHEST else self.n})"
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        size = max(8, self.n * 4 // 3 + 1) if self.n < checks.FARTHEST else 8
         return size, size
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from regard.call import Call
 
+LEAST = -1e4  # stands for ln 0: far below every logarithm whose weight is not 0
 Parts = tuple[Tensor, ...]  # the tensors of an answer, each (batch, heads, …)
 State = Any
 
@@ -127,9 +128,9 @@ class Readout(ABC):
         """Σ_j A_ij dL/dA_ij, (batch, heads, queries), where it is known without a sweep."""
         return None
 
-    def pull_operands(self, tile: Finished, grads: Parts, gradients: Parts) -> None:
+    def pull_operands(self, tile: Finished, parts: Parts, grads: Parts, gradients: Parts) -> None:
         """Adds the tile's share to the gradients of the operands."""
-        del tile, grads, gradients  # most questions have no operands
+        del tile, parts, grads, gradients  # most questions have no operands
 
 
 class OnlineReadout(Readout):

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regard.call import Call
-from regard.readouts.base import Dense, Finished, OnlineReadout, Parts, Place, Scored, Swept, rows_of
-
-LEAST = -1e4  # stands for ln 0: far below every logarithm whose weight is not 0
+from regard.readouts.base import LEAST, Dense, Finished, OnlineReadout, Parts, Place, Scored, Swept, rows_of
 
 
 @dataclass(frozen=True)
 class Entropy(OnlineReadout):
     """-Σ_j A_ij ln A_ij in nats, (batch, heads, queries); 0 in an empty row.
+
+    Sinks are no keys: their weight has no part in it.
 
     Summed as Σ A (peak - score) + (lse - peak) Σ A, whose terms are all ≥ 0: nothing cancels, however large the scores.
     """
@@ -44,6 +44,4 @@ class Entropy(OnlineReadout):
         return tile.of_rows(grads[0])[..., None] * (-1 - tile.log_weights)
 
     def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor | None:
-        if call.whole is not None:
-            return None  # the weights of a part of the keys do not sum to 1
-        return grads[0] * (parts[0] - 1)
+        return grads[0] * (parts[0] - 1) if call.rows_sum_to_one else None

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regard.call import Call
+from regard.dropout import Dropout
 from regard.products import average, collect, dots
 from regard.readouts.base import Dense, Finished, OnlineReadout, Parts, Place, Readout, Scored, Swept, rows_of
 
@@ -18,22 +19,29 @@ class Output(OnlineReadout):
     """Σ_j A_ij v_j, (batch, heads, queries, value_dim), in the value's dtype. Asked as A @ v or A.read(…, value=v)."""
 
     value: Float[Tensor, "batch value_heads keys value_dim"]
+    drop: Dropout | None = None
 
     @property
     def operands(self) -> tuple[Tensor, ...]:
         return (self.value,)
 
     def with_operands(self, *operands: Tensor) -> Readout:
-        return Output(*operands)
+        (value,) = operands
+        return Output(value, self.drop)
+
+    def dropped(self, place: Place, weights: Tensor) -> Tensor:
+        """Weights, or what belongs to them, after dropout."""
+        return weights if self.drop is None else weights * self.drop.factors(place.call, place.batch, place.rows, place.columns)
 
     def size(self, call: Call) -> int:
         return rows_of(call) * self.value.shape[-1]
 
     def dense(self, matrix: Dense) -> Parts:
-        value = self.value.to(matrix.weights.dtype)
+        weights = matrix.weights if self.drop is None else matrix.weights * self.drop.factors(matrix.call)
+        value = self.value.to(weights.dtype)
         value = value.repeat_interleave(matrix.weights.shape[1] // max(value.shape[1], 1), dim=1)
         bad = ~torch.isfinite(value)
-        clean = matrix.weights @ value.masked_fill(bad, 0)
+        clean = weights @ value.masked_fill(bad, 0)
         reached = matrix.seen.to(clean.dtype) @ bad.to(clean.dtype) > 0
         return (clean.masked_fill(reached, float("nan")).to(self.value.dtype),)
 
@@ -43,7 +51,7 @@ class Output(OnlineReadout):
 
     def merge(self, state: Tensor, tile: Scored) -> Tensor:
         value = tile.of_columns(self.value).to(tile.weights.dtype)
-        return state.mul_(tile.rescale[..., None]).add_(average(tile.weights, value, tile.hidden))
+        return state.mul_(tile.rescale[..., None]).add_(average(self.dropped(tile, tile.weights), value, tile.hidden))
 
     def finish(self, state: Tensor, end: Swept) -> Parts:
         return (state.mul_(end.factor[..., None]).to(self.value.dtype),)
@@ -51,13 +59,13 @@ class Output(OnlineReadout):
     def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
         grad = tile.of_rows(grads[0]).to(tile.weights.dtype)
         value = tile.of_columns(self.value).to(tile.weights.dtype)
-        return dots(grad, value)
+        return self.dropped(tile, dots(grad, value))
 
     def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor | None:
         if torch.finfo(self.value.dtype).bits < torch.finfo(call.dtype).bits:
             return None  # the output was rounded, and the differences dL/dA - δ would feel it
         return (parts[0].to(call.dtype) * grads[0].to(call.dtype)).sum(-1)
 
-    def pull_operands(self, tile: Finished, grads: Parts, gradients: Parts) -> None:
+    def pull_operands(self, tile: Finished, parts: Parts, grads: Parts, gradients: Parts) -> None:
         grad = tile.of_rows(grads[0]).to(tile.weights.dtype)
-        tile.of_columns(gradients[0]).add_(collect(tile.weights, grad, tile.hidden, self.value.shape[1]))
+        tile.of_columns(gradients[0]).add_(collect(self.dropped(tile, tile.weights), grad, tile.hidden, self.value.shape[1]))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from regard import checks
@@ -12,49 +16,79 @@ from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, column
 
 
 @dataclass(frozen=True)
-class Rows(FinishedReadout):
-    """The weights of chosen queries, (batch, heads, chosen, keys). A[…, indices, :] asks the same for less work."""
+class Lines(FinishedReadout):
+    """What chosen rows and chosen columns have in common."""
 
     indices: tuple[int, ...]
 
+    axis: ClassVar[int]  # of the matrix, counted from the end
+    of: ClassVar[str]  # what is counted along it
+
     def __post_init__(self) -> None:
         if not isinstance(self.indices, tuple):
-            raise TypeError(f"rows: indices must be a tuple of integers; got {self.indices!r}.")
+            raise TypeError(f"{self.name}: indices must be a tuple of integers; got {self.indices!r}.")
         for index in self.indices:
-            checks.whole_number("rows", "an index", index)
+            checks.whole_number(self.name, "an index", index)
 
     def size(self, call: Call) -> int:
-        return columns_of(call) * len(self.indices)
+        return math.prod(self._shape(call))
 
     def dense(self, matrix: Dense) -> Parts:
         self._check(matrix.call)
-        return (matrix.weights[..., list(self.indices), :],)
+        return (matrix.weights.index_select(self.axis, _tensor(self.indices, matrix.weights)),)
 
     def start(self, call: Call) -> Tensor:
         self._check(call)
-        return zeros(call, len(self.indices), call.shape[3])
+        return zeros(call, *self._shape(call)[2:])
 
     def touches(self, call: Call, rows: slice, columns: slice) -> bool:
-        return any(rows.start <= i < rows.stop for i in self.indices)
+        part = (rows, columns)[self.axis]
+        return any(part.start <= i < part.stop for i in self.indices)
 
     def add(self, state: Tensor, tile: Finished) -> None:
-        for place, row in self._inside(tile):
-            state[tile.batch, :, place, tile.columns] = tile.weights[:, :, row]
+        places, lines = self._inside(tile)
+        self._along(state, tile).index_copy_(self.axis, places, tile.weights.index_select(self.axis, lines))
 
     def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
-        grad = tile.weights.new_zeros(tile.weights.shape)
-        for place, row in self._inside(tile):
-            grad[:, :, row] += grads[0][tile.batch, :, place, tile.columns]
-        return grad
+        places, lines = self._inside(tile)  # a line may be chosen twice
+        grad = self._along(grads[0], tile).index_select(self.axis, places)
+        return torch.zeros_like(tile.weights).index_add_(self.axis, lines, grad)
 
-    def _inside(self, tile: Finished) -> list[tuple[int, int]]:
-        """(place in the answer, row of the tile) of each chosen query in the tile."""
-        rows = tile.rows
-        return [(n, i - rows.start) for n, i in enumerate(self.indices) if rows.start <= i < rows.stop]
+    def _inside(self, tile: Finished) -> tuple[Tensor, Tensor]:
+        """The place in the answer, and in the tile, of each chosen line that meets it."""
+        part = (tile.rows, tile.columns)[self.axis]
+        places = [n for n, i in enumerate(self.indices) if part.start <= i < part.stop]
+        return _tensor(places, tile.weights), _tensor([self.indices[n] - part.start for n in places], tile.weights)
+
+    def _along(self, answer: Tensor, tile: Finished) -> Tensor:
+        """The part of the answer that a tile meets, with all chosen lines."""
+        return answer[tile.batch, :, :, tile.columns] if self.axis == -2 else tile.of_rows(answer)
+
+    def _shape(self, call: Call) -> list[int]:
+        shape = list(call.shape)
+        shape[self.axis] = len(self.indices)
+        return shape
 
     def _check(self, call: Call) -> None:
-        if any(i >= call.shape[2] for i in self.indices):
-            raise IndexError(f"rows: indices must be below the {call.shape[2]} queries; got {max(self.indices)}.")
+        count = call.shape[self.axis]
+        if any(i >= count for i in self.indices):
+            raise IndexError(f"{self.name}: indices must be below the {count} {self.of}; got {max(self.indices)}.")
+
+
+def _tensor(indices: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(indices, dtype=torch.int64, device=like.device)
+
+
+@dataclass(frozen=True)
+class Rows(Lines):
+    """The weights of chosen queries, (batch, heads, chosen, keys); 0 where a key is hidden.
+
+    indices: a tuple of integers from 0 to queries - 1. A[…, indices, :] asks the same for less work; this rides the sweep
+    of other questions. Raises TypeError, ValueError, IndexError for indices that are none.
+    """
+
+    axis: ClassVar[int] = -2
+    of: ClassVar[str] = "queries"
 
 
 @dataclass(frozen=True)

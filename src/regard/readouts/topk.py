@@ -25,6 +25,7 @@ class TopK(OnlineReadout):
     """The k largest weights of each row and their keys, (batch, heads, queries, k), descending.
 
     Where a row sees fewer keys, the rest is weight 0 and key -1. Keys count within the matrix (or the part) that was asked.
+    Raises TooLarge above 1 GiB for more than there are keys.
     """
 
     k: int
@@ -39,12 +40,14 @@ class TopK(OnlineReadout):
         return 2 * rows_of(call) * self.k
 
     def dense(self, matrix: Dense) -> Parts:
+        self._check(matrix.call)
         weights = matrix.weights.masked_fill(~matrix.seen, -1)  # hidden keys come after the visible ones of weight 0
         missing = max(0, self.k - weights.shape[-1])
         values, indices = torch.nn.functional.pad(weights, (0, missing), value=-1).topk(self.k)
         return values.clamp_min(0), indices.masked_fill(values < 0, -1)
 
     def start(self, place: Place) -> Parts:
+        self._check(place.call)
         query = place.of_rows(place.call.query)
         shape = (*query.shape[:3], self.k)
         best = query.new_full(shape, float("-inf"), dtype=place.call.dtype)
@@ -70,3 +73,7 @@ class TopK(OnlineReadout):
 
     def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor:
         return (parts[0] * grads[0].masked_fill(parts[1] < 0, 0)).sum(-1)
+
+    def _check(self, call: Call) -> None:
+        each = call.dtype.itemsize + torch.int64.itemsize
+        checks.fits_answer("topk", "k", self.k, call.shape, each, f"ask for k = {call.shape[3]} at most")

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regard.call import Call
+from regard.dropout import Dropout
 from regard.products import average, collect
 from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, Readout, columns_of, zeros
 
@@ -17,30 +18,37 @@ class Transposed(FinishedReadout):
     """Σ_i A_ij r_i, (batch, heads, keys, r_dim). Asked as A.mT @ r; with r = dL/dY it is a layer's dL/dV."""
 
     r: Float[Tensor, "batch r_heads queries r_dim"]
+    drop: Dropout | None = None
 
     @property
     def operands(self) -> tuple[Tensor, ...]:
         return (self.r,)
 
     def with_operands(self, *operands: Tensor) -> Readout:
-        return Transposed(*operands)
+        (r,) = operands
+        return Transposed(r, self.drop)
+
+    def _dropped(self, tile: Finished, weights: Tensor) -> Tensor:
+        return weights if self.drop is None else weights * self.drop.factors(tile.call, tile.batch, tile.rows, tile.columns)
 
     def size(self, call: Call) -> int:
         return columns_of(call) * self.r.shape[-1]
 
     def dense(self, matrix: Dense) -> Parts:
-        return (matrix.weights.mT @ self.r.to(matrix.weights.dtype),)
+        weights = matrix.weights if self.drop is None else matrix.weights * self.drop.factors(matrix.call)
+        return (weights.mT @ self.r.to(weights.dtype),)
 
     def start(self, call: Call) -> Tensor:
         return zeros(call, call.shape[3], self.r.shape[-1])
 
     def add(self, state: Tensor, tile: Finished) -> None:
         r = tile.of_rows(self.r).to(tile.weights.dtype)
-        tile.of_columns(state).add_(collect(tile.weights, r, tile.hidden, tile.weights.shape[1]))
+        tile.of_columns(state).add_(collect(self._dropped(tile, tile.weights), r, tile.hidden, tile.weights.shape[1]))
 
     def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
-        return tile.of_rows(self.r).to(tile.weights.dtype) @ tile.of_columns(grads[0]).to(tile.weights.dtype).mT
+        grad = tile.of_rows(self.r).to(tile.weights.dtype) @ tile.of_columns(grads[0]).to(tile.weights.dtype).mT
+        return self._dropped(tile, grad)
 
-    def pull_operands(self, tile: Finished, grads: Parts, gradients: Parts) -> None:
-        share = average(tile.weights, tile.of_columns(grads[0]).to(tile.weights.dtype), tile.hidden)
+    def pull_operands(self, tile: Finished, parts: Parts, grads: Parts, gradients: Parts) -> None:
+        share = average(self._dropped(tile, tile.weights), tile.of_columns(grads[0]).to(tile.weights.dtype), tile.hidden)
         tile.of_rows(gradients[0]).add_(share if self.r.shape[1] == share.shape[1] else share.sum(1, keepdim=True))

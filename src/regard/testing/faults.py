@@ -11,10 +11,14 @@ from torch import Tensor
 
 from regard.backends.base import Backend
 from regard.backends.tiled import Tiled
+from regard.biases import Bias
 from regard.call import Call
+from regard.dropout import Dropout
 from regard.masks import Mask
 from regard.masks.intervals import Causal, CausalFrom
 from regard.readouts.base import Parts, Readout
+from regard.readouts.output import Output
+from regard.readouts.transposed import Transposed
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Faulty(Backend):
     """The tiled backend, asked another question than the one that was put."""
 
     fault: str
-    twist: Callable[[Call], Call]
+    twist: Callable[[Call], Call] = lambda call: call
+    turn: Callable[[Readout], Readout] = lambda readout: readout
 
     name: ClassVar[str] = "faulty"
     about: ClassVar[str] = "wrong on purpose"
@@ -31,7 +36,8 @@ class Faulty(Backend):
         return []
 
     def read(self, call: Call, readouts: Sequence[Readout], log_sum: Tensor | None) -> tuple[list[Parts], Tensor]:
-        return Tiled().read(self.twist(call), readouts, log_sum)
+        asked = [self.turn(readout) for readout in readouts]
+        return Tiled().read(self.twist(call), asked, log_sum)
 
 
 def _later(mask: Mask) -> Mask:
@@ -78,6 +84,47 @@ def _interleaved(call: Call) -> Call:
     return replace(call, query=query)
 
 
+@dataclass(frozen=True, repr=False)
+class _Unshifted(Bias):
+    """A bias by the number of the query instead of its position."""
+
+    bias: Bias
+    expression = "unshifted"
+
+    def adds(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
+        return self.bias.adds(batch, head, query, key, query)
+
+    def pull(self, *pairs: Any) -> None:
+        batch, head, query, key, _, grad, gradients = pairs
+        self.bias.pull(batch, head, query, key, query, grad, gradients)
+
+    def misfits(self, *sizes: Any) -> list[str]:
+        return []
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.bias.tensors()
+
+    def with_tensors(self, *tensors: Tensor) -> Bias:
+        return _Unshifted(self.bias.with_tensors(*tensors))
+
+
+class _Unscaled(Dropout):
+    """Dropout that forgets 1 / (1 - p)."""
+
+    def factors(self, *place: Any) -> Tensor:
+        return super().factors(*place).ne(0).to(place[0].dtype)
+
+
+def _undropped(readout: Readout) -> Readout:
+    return replace(readout, drop=None) if isinstance(readout, Output | Transposed) else readout
+
+
+def _unscaled(readout: Readout) -> Readout:
+    if not isinstance(readout, Output | Transposed) or readout.drop is None:
+        return readout
+    return replace(readout, drop=_Unscaled(readout.drop.p, readout.drop.seed))
+
+
 FAULTS: tuple[Faulty, ...] = (
     Faulty("causal off by one", lambda call: replace(call, mask=_later(call.mask))),
     Faulty("scale missing", lambda call: replace(call, scale=1.0)),
@@ -86,4 +133,10 @@ FAULTS: tuple[Faulty, ...] = (
     Faulty("mask polarity", lambda call: replace(call, mask=~call.mask)),
     Faulty("mean over the group", _group_mean),
     Faulty("causal from the top left", lambda call: replace(call, offset=0)),
+    Faulty("bias missing", lambda call: replace(call, bias=None)),
+    Faulty("bias by row", lambda call: replace(call, bias=None if call.bias is None else _Unshifted(call.bias))),
+    Faulty("softcap missing", lambda call: replace(call, softcap=None)),
+    Faulty("sinks missing", lambda call: replace(call, sinks=None)),
+    Faulty("dropout missing", turn=_undropped),
+    Faulty("dropout unscaled", turn=_unscaled),
 )

@@ -1,0 +1,322 @@
+"""How query and key are compared, before scale and softmax: frozen values.
+
+f(q_i, k_j) for head h meets key head h // (heads // kv_heads). Where algebra allows, a score is the dot product of
+something made of the query and something made of the key (`reduced`), so that every kernel for dot products has it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from regard import checks
+from regard.masks.algebra import Held
+
+__all__ = ["Score", "additive", "bilinear", "cosine", "distance", "dot"]
+
+
+class Score(ABC):
+    """A comparison of a query and a key."""
+
+    @abstractmethod
+    def reduced(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Tensors whose dot product along the last dimension is f; given float32 or float64, differentiable, also twice.
+
+        query (batch, heads, queries, dim), key (batch, kv_heads, keys, key_dim); the new key may have `heads` heads.
+        """
+
+    @abstractmethod
+    def between(self, query: Tensor, key: Tensor) -> Tensor:
+        """f(q_i, k_j) as it is defined, dense, shape (batch, heads, queries, keys)."""
+
+    @property
+    @abstractmethod
+    def expression(self) -> str:
+        """The score as one would write it."""
+
+    def scale(self, dim: int) -> float:
+        """What f is multiplied by where nothing else is said; dim is the key's."""
+        return 1.0
+
+    @property
+    def combine(self) -> Tensor | None:
+        """v, (heads or 1, hidden), of a score that is Σ_m v_m tanh(q'_m + k'_m) of the reduced pair, no dot product."""
+        return None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor inside, always in the same order."""
+        return ()
+
+    def with_tensors(self, *tensors: Tensor) -> Score:
+        """The same score with other tensors in the place of its own; they are not checked."""
+        return self
+
+    def misfits(self, heads: int, kv_heads: int, dim: int, key_dim: int) -> list[str]:
+        """Why it cannot compare queries and keys of that size."""
+        name = self.expression
+        return [] if dim == key_dim else [f"{name} needs query and key of the same dim; got {dim} and {key_dim}"]
+
+    def to(self, device: torch.device | str) -> Score:
+        """The same score with its tensors on that device."""
+        return self.with_tensors(*(t.to(device) for t in self.tensors()))
+
+    def __str__(self) -> str:
+        return self.expression
+
+    def __repr__(self) -> str:
+        return self.expression
+
+
+def _each_head(key: Tensor, heads: int) -> Tensor:
+    """The key heads, one for each query head."""
+    return key.repeat_interleave(heads // max(key.shape[1], 1), 1)
+
+
+def _sizes(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape))
+
+
+@dataclass(frozen=True, repr=False)
+class Dot(Score):
+    """q · k."""
+
+    def reduced(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return query, key
+
+    def between(self, query: Tensor, key: Tensor) -> Tensor:
+        return torch.einsum("bhid,bhjd->bhij", query, _each_head(key, query.shape[1]))
+
+    def scale(self, dim: int) -> float:
+        return 1 / math.sqrt(dim)
+
+    @property
+    def expression(self) -> str:
+        return "dot()"
+
+
+@dataclass(frozen=True, repr=False)
+class Cosine(Score):
+    """q · k / (|q| |k| temperature)."""
+
+    temperature: float | Held
+
+    def _temperature(self, query: Tensor) -> Tensor | float:
+        """A number, or one for each head."""
+        if isinstance(self.temperature, Held):
+            return self.temperature.tensor.to(query.dtype).reshape(-1, 1, 1)
+        return self.temperature
+
+    def reduced(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return _unit(query) / self._temperature(query), _unit(key)
+
+    def between(self, query: Tensor, key: Tensor) -> Tensor:
+        key = _each_head(key, query.shape[1])
+        squares = query.square().sum(-1)[..., :, None] * key.square().sum(-1)[..., None, :]  # |q|² |k|²
+        zero = squares == 0
+        products = torch.einsum("bhid,bhjd->bhij", query, key).masked_fill(zero, 0)
+        return products / squares.masked_fill(zero, 1).sqrt() / self._temperature(query)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.temperature.tensor,) if isinstance(self.temperature, Held) else ()
+
+    def with_tensors(self, *tensors: Tensor) -> Score:
+        return replace(self, temperature=Held(tensors[0])) if tensors else self
+
+    def misfits(self, heads: int, kv_heads: int, dim: int, key_dim: int) -> list[str]:
+        found = super().misfits(heads, kv_heads, dim, key_dim)
+        for given in self.tensors():
+            if given.ndim and len(given) != heads:
+                found.append(f"cosine has {len(given)} temperatures and the matrix {heads} heads")
+        return found
+
+    @property
+    def expression(self) -> str:
+        if isinstance(self.temperature, Held):
+            return f"cosine(temperature of shape {tuple(self.temperature.tensor.shape)})"
+        return f"cosine({self.temperature:g})"
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1; a zero vector stays one, without a gradient.
+
+    Divided by their largest number first, whose gradient is none: squares would leave float32 from 1e-23 and 1e19 on.
+    """
+    peak = vectors.detach().abs().amax(-1, keepdim=True)
+    zero = peak == 0
+    level = vectors / peak.masked_fill(zero, 1)
+    squares = level.square().sum(-1, keepdim=True).masked_fill(zero, 1)
+    return (level * squares.rsqrt()).masked_fill(zero, 0)
+
+
+@dataclass(frozen=True, repr=False)
+class Bilinear(Score):
+    """qᵀ W k."""
+
+    weight: Held
+
+    def reduced(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return query @ self.weight.tensor.to(query.dtype), key
+
+    def between(self, query: Tensor, key: Tensor) -> Tensor:
+        weight = self.weight.tensor.to(query.dtype).expand(query.shape[1], -1, -1)
+        return torch.einsum("bhid,hde,bhje->bhij", query, weight, _each_head(key, query.shape[1]))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weight.tensor,)
+
+    def with_tensors(self, *tensors: Tensor) -> Score:
+        return replace(self, weight=Held(tensors[0]))
+
+    def misfits(self, heads: int, kv_heads: int, dim: int, key_dim: int) -> list[str]:
+        return _weight_misfits("weight", self.weight.tensor, (heads,), {"dim": dim, "key_dim": key_dim})
+
+    @property
+    def expression(self) -> str:
+        return f"bilinear({_sizes(self.weight.tensor)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Distance(Score):
+    """-|q - k|² / 2."""
+
+    def reduced(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        ones = (query.new_ones(*query.shape[:-1], 1), key.new_ones(*key.shape[:-1], 1))
+        half = (query.square().sum(-1, keepdim=True) / -2, key.square().sum(-1, keepdim=True) / -2)
+        return torch.cat((query, half[0], ones[0]), -1), torch.cat((key, ones[1], half[1]), -1)
+
+    def between(self, query: Tensor, key: Tensor) -> Tensor:
+        apart = query[..., :, None, :] - _each_head(key, query.shape[1])[..., None, :, :]
+        return -apart.square().sum(-1) / 2
+
+    def scale(self, dim: int) -> float:
+        return 1 / math.sqrt(dim)
+
+    @property
+    def expression(self) -> str:
+        return "distance()"
+
+
+@dataclass(frozen=True, repr=False)
+class Additive(Score):
+    """v · tanh(W_q q + W_k k)."""
+
+    w_query: Held
+    w_key: Held
+    v: Held
+
+    def reduced(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.w_key.tensor.to(key.dtype)
+        if weight.ndim == 3 and len(weight) != key.shape[1]:
+            key = _each_head(key, query.shape[1])
+        return query @ self.w_query.tensor.to(query.dtype), key @ weight
+
+    @property
+    def combine(self) -> Tensor:
+        return self.v.tensor if self.v.tensor.ndim == 2 else self.v.tensor[None]
+
+    def between(self, query: Tensor, key: Tensor) -> Tensor:
+        heads = query.shape[1]
+        w_query, w_key, v = (t.to(query.dtype) for t in self.tensors())
+        w_query, v = w_query.expand(heads, -1, -1), v.expand(heads, -1)
+        w_key = w_key.expand(heads, -1, -1) if w_key.ndim == 2 else _each_head(w_key[None], heads)[0]
+        projected = torch.einsum("bhid,hdm->bhim", query, w_query)[:, :, :, None]
+        offered = torch.einsum("bhjd,hdm->bhjm", _each_head(key, heads), w_key)[:, :, None]
+        return torch.einsum("bhijm,hm->bhij", torch.tanh(projected + offered), v)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.w_query.tensor, self.w_key.tensor, self.v.tensor
+
+    def with_tensors(self, *tensors: Tensor) -> Score:
+        w_query, w_key, v = map(Held, tensors)
+        return replace(self, w_query=w_query, w_key=w_key, v=v)
+
+    def misfits(self, heads: int, kv_heads: int, dim: int, key_dim: int) -> list[str]:
+        w_query, w_key, v = self.tensors()
+        hidden = v.shape[-1]
+        return [
+            *_weight_misfits("w_query", w_query, (heads,), {"dim": dim, "hidden": hidden}),
+            *_weight_misfits("w_key", w_key, (heads, kv_heads), {"key_dim": key_dim, "hidden": hidden}),
+            *_weight_misfits("v", v, (heads,), {"hidden": hidden}),
+        ]
+
+    @property
+    def expression(self) -> str:
+        return f"additive({', '.join(map(_sizes, self.tensors()))})"
+
+
+def _weight_misfits(name: str, weight: Tensor, heads: tuple[int, ...], rest: dict[str, int]) -> list[str]:
+    """Why a weight, with or without heads in front, does not have that shape."""
+    shape = tuple(weight.shape)
+    own = shape[-len(rest) :]
+    if own == tuple(rest.values()) and (len(shape) == len(rest) or shape[0] in heads):
+        return []
+    wanted = ", ".join(f"{axis} {size}" for axis, size in rest.items())
+    in_front = " or ".join(map(str, sorted({*heads})))
+    return [f"{name} of shape {shape} must be ({wanted}), alone or with {in_front} heads in front"]
+
+
+# -- what a user writes -----------------------------------------------------------------------------------------------
+
+
+def dot() -> Score:
+    """The dot product, q · k; default scale 1/√dim.
+
+    Vaswani et al. 2017, "Attention Is All You Need".
+    """
+    return Dot()
+
+
+def cosine(temperature: float | Tensor = 1.0) -> Score:
+    """The cosine of the angle between query and key, q · k / (|q| |k|) / temperature; default scale 1.
+
+    temperature is a number above 0, or a tensor () or (heads,), which can be learned. The cosine of a zero vector is 0, and
+    so is its gradient.
+
+    Graves, Wayne and Danihelka 2014, "Neural Turing Machines".
+    """
+    if isinstance(temperature, Tensor):
+        return Cosine(Held(checks.weights("cosine", "temperature", temperature, {0: "()", 1: "(heads,)"})))
+    return Cosine(checks.temperature(temperature))
+
+
+def bilinear(weight: Tensor) -> Score:
+    """A learned product, qᵀ W k; weight (dim, key_dim) or (heads, dim, key_dim); default scale 1. The dims may differ.
+
+    nn.Linear's weight is (out, in): a layer that maps keys to queries' dim gives ``layer.weight``, one that maps queries to
+    the keys' gives ``layer.weight.T``. ShapeError if the weight does not fit the query and the key.
+
+    Luong, Pham and Manning 2015, "Effective Approaches to Attention-based Neural Machine Translation" ("general").
+    """
+    shapes = {2: "(dim, key_dim)", 3: "(heads, dim, key_dim)"}
+    return Bilinear(Held(checks.weights("bilinear", "weight", weight, shapes)))
+
+
+def distance() -> Score:
+    """Nearness, -|q - k|² / 2; default scale 1/√dim.
+
+    Keys of one length get the weights of scaled dot-product attention: |q|² and |k|² are the same throughout a row. It is
+    computed as q · k - |q|²/2 - |k|²/2, never below float32: its error is a rounding of the lengths, not of the distance.
+
+    Tsai et al. 2019, "Transformer Dissection: A Unified Understanding of Transformer's Attention via the Lens of Kernel".
+    """
+    return Distance()
+
+
+def additive(w_query: Tensor, w_key: Tensor, v: Tensor) -> Score:
+    """A network with one hidden layer, v · tanh(W_q q + W_k k); default scale 1. The dims may differ.
+
+    w_query (dim, hidden) or (heads, dim, hidden); w_key (key_dim, hidden) or (heads or kv_heads, key_dim, hidden);
+    v (hidden,) or (heads, hidden). nn.Linear's weight is (out, in): pass ``layer.weight.T``. ShapeError if they do not fit
+    the query and the key, or one another.
+
+    Bahdanau, Cho and Bengio 2015, "Neural Machine Translation by Jointly Learning to Align and Translate".
+    """
+    return Additive(
+        Held(checks.weights("additive", "w_query", w_query, {2: "(dim, hidden)", 3: "(heads, dim, hidden)"})),
+        Held(checks.weights("additive", "w_key", w_key, {2: "(key_dim, hidden)", 3: "(heads or kv_heads, key_dim, hidden)"})),
+        Held(checks.weights("additive", "v", v, {1: "(hidden,)", 2: "(heads, hidden)"})),
+    )
