@@ -151,10 +151,10 @@ CALL = [
     row(
         ValueError,
         lambda: matrix(backend="quantum"),
-        "attention: backend must be one of 'tiled', 'reference'",
+        "attention: backend must be one of 'fused', 'tiled', 'reference'",
         "; got 'quantum'.",
     ),
-    row(ValueError, lambda: matrix(backend=3), "attention: backend must be one of 'tiled', ", "; got 3."),
+    row(ValueError, lambda: matrix(backend=3), "attention: backend must be one of 'fused', 'tiled', ", "; got 3."),
     row(
         Unsupported,
         lambda: matrix(backend=Absent()).entropy(),
@@ -163,7 +163,7 @@ CALL = [
     row(
         Unsupported,
         lambda: matrix().read(Odd()),
-        "no backend can answer; tiled: Odd is neither an OnlineReadout nor a FinishedReadout. reference: it only",
+        "no backend can answer; fused: it answers the output and the log-sum-exp, and not odd. tiled: Odd is neither an OnlineReadout nor a FinishedReadout. reference: it only",
     ),
 ]
 
@@ -644,8 +644,12 @@ TENSORS = [  # what a tensor would have answered
     row(
         Unsupported,
         lambda: torch.topk(matrix(), 2, largest=False),
-        "topk: an attention matrix has the largest weights of each query, dim=-1; got dim=-1, largest=False.",
+        "topk: an attention matrix has the largest weights of each query, descending: dim=-1, largest=True, sorted=True;",
+        "got dim=-1, largest=False, sorted=True.",
     ),
+    row(Unsupported, lambda: matrix().topk(2, dim=2), "topk: an attention matrix has the largest", "got dim=2, largest=True"),
+    row(Unsupported, lambda: matrix().topk(2, sorted=False), "topk: an attention matrix has the largest", "sorted=False."),
+    row(IndexError, lambda: matrix().topk(2, 4), "topk: dim must be an integer from -4 to 3; got 4."),
     row(
         Unsupported,
         lambda: torch.softmax(matrix(), -1),
@@ -788,7 +792,16 @@ def test_sentence(kind, call, fragments):
 # -- no sentence without a row ----------------------------------------------------------------------------------------
 
 HOME = Path(checks.__file__).parent
-SAYING = ("checks.py", "attention.py", "tensorlike.py", "layout.py", "explain.py", "backends/__init__.py")
+SAYING = (
+    "checks.py",
+    "attention.py",
+    "tensorlike.py",
+    "lazy.py",
+    "functions.py",
+    "layout.py",
+    "explain.py",
+    "backends/__init__.py",
+)
 SAYING += tuple(f"readouts/{f.name}" for f in sorted((HOME / "readouts").glob("*.py")) if f.name != "base.py")
 
 

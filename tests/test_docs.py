@@ -1,11 +1,14 @@
-"""Every Python block of the README runs, its pictures are what the library draws, and docstring examples hold."""
+"""Every Python block of the README and of docs/ runs, what it prints is what stands below it, and docstring examples hold."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import doctest
+import importlib
+import io
+import pkgutil
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,27 +18,50 @@ import regard
 from regard.readouts import Entropy, Received, TopK
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+README = PAGES[0].read_text()
 ROWS = list(csv.DictReader((ROOT / "benchmarks" / "results.csv").read_text().splitlines()))
+ELSEWHERE = ("record-format.md",)  # it reads a record, which tests/test_record.py makes for it
+RUNNING = {"README.md": 5, "algebra.md": 8, "readouts.md": 6, "training.md": 8}  # at least so many blocks
 
 
-def _blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)
+def run(page: Path) -> dict[str, object]:
+    """Runs the page's Python blocks one after the other, as one script; its names are what it leaves behind."""
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    text = page.read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert sum(kind == "python" for kind, _ in blocks) >= RUNNING.get(page.name, 0)
+    for n, (kind, block) in enumerate(blocks):
+        if kind != "python":
+            continue
+        line = text[: text.index(block)].count("\n")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile("\n" * line + block, str(page), "exec"), names)
+        if printed.getvalue():
+            assert blocks[n + 1] == ("text", printed.getvalue()), f"what the block at line {line} of {page.name} prints"
+    return names
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES[1:] if p.name not in ELSEWHERE], ids=lambda page: page.name)
+def test_the_page_runs(page):
+    run(page)
 
 
 def test_the_readme_runs():
     pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    names: dict[str, object] = {}
-    blocks = _blocks("python")
-    assert len(blocks) >= 5
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    names = run(PAGES[0])
     dense, lazy = names["W"], names["A"]
     assert lazy.shape == dense.shape
     torch.testing.assert_close(lazy.to_dense(), dense)
     assert names["outputs"].attentions[1].shape == (1, 4, 300, 300)
     assert names["mask"].draw(7, 7) in README
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_the_first_screen_has_code_and_the_measured_memory():
@@ -52,7 +78,16 @@ def test_the_ratios_of_speed_are_the_measured_ones():
     assert [line.split("|")[2:5] for line in lines] == [[f" {last[3 * c + m]} " for c in range(3)] for m in range(3)]
 
 
-def test_docstring_examples():
+def with_examples() -> list[str]:
+    """The modules of the package whose docstrings have examples."""
+    found = pkgutil.walk_packages(regard.__path__, "regard.")
+    files = {m.name: Path(m.module_finder.path) / m.name.rpartition(".")[2] for m in found}  # type: ignore[union-attr]
+    sources = {name: file / "__init__.py" if file.is_dir() else file.with_suffix(".py") for name, file in files.items()}
+    return [name for name, source in sources.items() if ">>> " in source.read_text()]
+
+
+@pytest.mark.parametrize("module", with_examples())
+def test_docstring_examples(module):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
     names = {
@@ -64,6 +99,6 @@ def test_docstring_examples():
         "Entropy": Entropy,
         "Received": Received,
     }
-    found = doctest.testmod(sys.modules["regard.attention"], extraglobs=names)
-    assert found.attempted >= 5
+    found = doctest.testmod(importlib.import_module(module), extraglobs=names)
+    assert found.attempted >= (5 if module == "regard.attention" else 1)
     assert found.failed == 0

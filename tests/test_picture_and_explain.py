@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import regard
-from regard import picture
+from regard import biases, picture
 from regard.backends.reference import Reference
 from regard.backends.tiled import Tiled
 from regard.masks import Mask, causal, dense, full, padding, where, window
@@ -23,6 +23,7 @@ from regard.picture import png
 from regard.readouts import Diagonal, Entropy, LogSumExp, Max, Pool, Received, Rows, TopK
 from regard.readouts.output import Output
 from regard.readouts.transposed import Transposed
+from regard.scores import additive
 
 DIM = 8
 
@@ -41,10 +42,16 @@ def nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backend, "read", read)
 
 
+def two_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The explanations of a machine that has these and no others."""
+    monkeypatch.setattr("regard.backends.BACKENDS", {"tiled": Tiled, "reference": Reference})
+
+
 # -- explain ----------------------------------------------------------------------------------------------------------
 
 
 def test_explanation_in_full(monkeypatch):
+    two_backends(monkeypatch)
     nothing_is_computed(monkeypatch)
     A = matrix(mask=causal & window(2, 0))
     pairs = 2 * 4 * 5 * 6  # one tile holds the whole matrix, so everything is computed
@@ -85,12 +92,39 @@ def test_explanation_in_full(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_cost_of_a_question(question, sweep, work, numbers, dtype):
     """Two operations for each multiply-add: dim for a score, once more after the log-sum-exp, and one per column."""
-    A = regard.attention(torch.zeros(2, 4, 5, DIM, dtype=dtype), torch.zeros(2, 2, 6, DIM, dtype=dtype))
+    A = regard.attention(torch.zeros(2, 4, 5, DIM, dtype=dtype), torch.zeros(2, 2, 6, DIM, dtype=dtype), backend="tiled")
     (line,) = A.explain(question).lines
     assert (line.sweep, line.flops) == (sweep, 2 * 240 * work)
     assert line.answer_bytes == numbers * (8 if dtype == torch.float64 else 4)
     assert line.question == (question.name if question.operands else repr(question))
     assert f"{line.question}: {sweep} sweep by tiled" in repr(A.explain(question))
+
+
+def test_all_that_a_matrix_has_beside_its_mask_is_named_and_counted(monkeypatch):
+    nothing_is_computed(monkeypatch)
+    table = torch.zeros(4, 5)
+    options = {"bias": biases.alibi(4) + biases.relative(table), "softcap": 30.0, "sinks": torch.zeros(4, requires_grad=True)}
+    A = matrix(**options, score=additive(torch.zeros(DIM, 3), torch.zeros(DIM, 3), torch.zeros(3)), backend="tiled")
+    explained = A.dropout(0.25, 7).explain(Received())
+    assert explained.terms == (
+        "score: Σ v · tanh(q + k) over 3 hidden units",
+        "bias: alibi(4) + relative(4×5, clipped())",
+        "softcap: 30.0",
+        "sinks: learned",
+        "dropout: p = 0.25, seed = 7, in A @ v and A.mT @ r",
+    )
+    said = repr(explained).splitlines()
+    assert said[said.index("5 queries × 6 keys (batch row 0, head 0)") + 1 :][:5] == list(explained.terms)
+    (line,) = explained.lines
+    assert line.flops == 240 * 2 * (4 * 3 + 3 + 2)  # two walks: four for each unit, the softcap, two parts of the bias
+    (line,) = A[..., 1:].explain(Entropy()).lines
+    assert line.flops == (200 + 240) * (4 * 3 + 3 + 2)
+    for name in ("bias", "softcap", "sinks"):
+        (term,) = matrix(**{name: options[name]}).explain(Entropy()).terms
+        assert term.startswith(f"{name}: ")
+    assert matrix(sinks=0.0).explain().terms == ("sinks: given",)
+    assert matrix().explain().terms == ()
+    assert matrix().dropout(0.5, 0).explain().terms == ("dropout: p = 0.5, seed = 0, in A @ v and A.mT @ r",)
 
 
 def test_usual_questions_are_explained_unasked():
@@ -121,7 +155,8 @@ def test_a_million_tokens_are_explained_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("demanded", ["tiled", "reference"])
-def test_a_demanded_backend_is_said_to_be(demanded):
+def test_a_demanded_backend_is_said_to_be(monkeypatch, demanded):
+    two_backends(monkeypatch)
     other = {"tiled": "reference", "reference": "tiled"}[demanded]
     explained = matrix(backend=demanded).explain(Entropy(), Received())
     assert [line.backend for line in explained.lines] == [demanded] * 2

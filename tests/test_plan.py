@@ -155,11 +155,11 @@ def test_a_million_tokens_take_runs_and_boxes_in_proportion(mask, runs, least, b
     tiles = MILLION // TILE
     assert peak <= 1000 * (band + 1) * tiles  # bytes: a few dozen numbers per row of tiles
     assert len(laid) == tiles
-    assert len(laid.begin) == len(laid.end) == len(laid.mixed) <= runs * tiles
-    assert np.diff(laid.first).max() <= runs
+    assert len(laid.begin) == len(laid.end) == len(laid.mixed) <= (runs + 2) * tiles  # joined over levels, there are fewer
+    assert max(len(laid.runs(row)) for row in range(0, tiles, 7)) <= runs
     assert least <= laid.visible <= least + band * TILE * MILLION
-    mixed = int((laid.end - laid.begin)[laid.mixed].sum())
-    assert mixed <= band * TILE * tiles
+    mixed = int(((laid.end - laid.begin) * laid.heights)[laid.mixed].sum())
+    assert mixed <= band * TILE * MILLION
     assert sum(counted.asked) <= 16 * (band + 1) * 4 * tiles / 3 + 1  # of tiles², 268 million
 
 
@@ -209,35 +209,56 @@ def test_a_million_tokens_in_thousands_of_documents():
     assert MILLION**2 * 0.49 < hidden.visible < MILLION**2 * 0.51
 
 
+def marked(tokens: int, keys: int) -> torch.Tensor:
+    """Some keys, far apart, as booleans."""
+    places = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[:keys]
+    return torch.zeros(tokens, dtype=torch.bool).index_fill_(0, places, True)
+
+
 @pytest.mark.parametrize(
-    ("make", "tokens", "most"),
+    ("make", "most"),
     [
-        (lambda n: documents(torch.arange(n) % 3), MILLION, 160),
-        (lambda n: padding(keep=torch.rand(n) < 0.5), MILLION // 8, 64),
-        (lambda n: padding(keep=torch.rand(n) < 0.5) & causal, MILLION // 8, 64),
-        (lambda n: padding([n, n // 3]) & causal, MILLION, 160),
-        (lambda n: documents(torch.randint(50, (n,))) & window(4096), MILLION // 8, 64),
+        (lambda n: documents(torch.arange(n) % 3), 1),
+        (lambda n: padding(keep=torch.rand(n) < 0.5), 1),
+        (lambda n: padding(keep=torch.rand(n) < 0.5) & causal, 0.501),
+        (lambda n: padding([n, n // 3]) & causal, 0.501),
+        (lambda n: documents(torch.randint(50, (n,))) & window(4096), 0.009),
+        (lambda n: documents(torch.arange(n) // 1024 % 2), 0.5),
+        (lambda n: documents(torch.arange(n) // 1024 % 2) & causal, 0.2501),
+        (lambda n: documents(torch.arange(n) // 512 % 2), 1),
+        (lambda n: documents(torch.arange(n) // 1000 % 2), 1),
+        (lambda n: padding(keep=torch.arange(n) // 1024 % 2 == 0), 0.5),
+        (lambda n: padding(keep=marked(n, 100)) | window(4096), 0.033),
+        (lambda n: (padding(keep=marked(n, 100)) | window(512)) & causal, 0.015),
     ],
-    ids=["interleaved", "keep", "keep & causal", "lengths that differ", "documents at random & window"],
+    ids=[
+        *("interleaved", "keep", "keep & causal", "lengths that differ", "documents at random & window"),
+        *("checkerboard", "checkerboard & causal", "fine checkerboard", "checkerboard off the tiles", "stripes"),
+        *("global keys | window", "(global keys | window) & causal"),
+    ],
 )
-def test_masks_that_change_everywhere_take_bounded_plans(make, tokens, most):
-    """Not (tokens / tile)² boxes, which are 268 million at the first: what is left undecided stays mixed."""
-    counted = Counted(make(tokens))
-    laid, peak = peak_of(counted, tokens, batch=2)
-    tiles = tokens // TILE
-    assert peak <= most
+def test_masks_that_change_everywhere_take_bounded_plans(make, most):
+    """Not (tokens / tile)² boxes or runs, which are 268 million: cutting ends, and what then is undecided stays mixed."""
+    counted = Counted(make(MILLION))
+    laid, peak = peak_of(counted, MILLION, batch=2)
+    tiles = MILLION // TILE
+    assert peak <= 64
+    assert laid.visible <= most * MILLION**2
     assert sum(counted.asked) <= 16 * 2 * plan.OPEN * 2 * tiles
-    assert len(laid.begin) <= 4 * tiles
+    assert len(laid.begin) <= 2 * plan.RUNS * tiles + 16 * plan.AT_ONCE
 
 
-def test_a_plan_that_stopped_cutting_misses_nothing(monkeypatch):
+@pytest.mark.parametrize(("open_boxes", "runs"), [(0, 16), (4, 0), (1, 1), (0, 0)])
+def test_a_plan_that_stopped_cutting_misses_nothing(monkeypatch, open_boxes, runs):
     """With so few boxes allowed that even small masks stop: every visible pair is in a run, nothing hidden in a full one."""
     monkeypatch.setattr(plan, "AT_ONCE", 2)
-    monkeypatch.setattr(plan, "OPEN", 0)
+    monkeypatch.setattr(plan, "OPEN", open_boxes)
+    monkeypatch.setattr(plan, "RUNS", runs)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, (2, 150), generator=generator)
     keep = torch.rand(150, generator=generator) < 0.8
-    for mask in (documents(ids), causal & padding(keep=keep), window(9) | prefix(3), ~documents(ids.sort().values)):
+    board = documents(torch.arange(150) // 8 % 2)
+    for mask in (documents(ids), causal & padding(keep=keep), window(9) | prefix(3), ~documents(ids.sort().values), board):
         seen = mask.to_dense(140, 150, batch=2).any(1).numpy()
         laid = lay(mask, Axes((0, 1), (0,), range(140), range(150)), 10, 4, 4)
         for row in range(len(laid)):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regard
-from regard import biases, tensorlike
+from regard import biases, lazy
 from regard.backends.tiled import Tiled
 from regard.masks import causal, padding
 from regard.testing.strategies import Sizes, drawn_masks
@@ -126,7 +126,9 @@ def test_the_strongest(layout, part):
     same(A.max(-1, keepdim=True).values, W.amax(-1, keepdim=True))
     same(A.argmax(-1, keepdim=True)[..., 0], A.argmax(-1))
     same(A.max(), W.max())
-    same(torch.topk(A, 2, dim=-1).values, A.topk(2).values)
+    for found in (torch.topk(A, 2, dim=-1), A.topk(2, A.ndim - 1, True, True), A.topk(k=2, dim=-1, largest=True, sorted=True)):
+        same(found.values, A.topk(2).values)
+        assert torch.equal(found.indices, A.topk(2).indices)
 
 
 def test_dtypes_of_sums():
@@ -181,7 +183,7 @@ def test_a_mean_over_heads_never_holds_all_of_them(dims, kept):
 def test_sums_are_answered_where_the_matrix_would_not_fit(monkeypatch):
     """The guard counts the answer, not the matrix: (1, 1, 5, 6) of float64 are 240 bytes."""
     A, W = pair("4-D")
-    monkeypatch.setattr(tensorlike, "DENSE_LIMIT", 240)
+    monkeypatch.setattr(lazy, "DENSE_LIMIT", 240)
     for dims in ((0, 1), (0, 1, 2), (2,), (-2, -1), (-1,)):
         same(A.sum(dims), W.sum(dims))
     same(A.mean(), W.mean())
@@ -423,7 +425,7 @@ def test_probing_for_names_harms_nothing():
 
 def test_every_hint_is_about_something_that_tensors_have():
     known = {*dir(Tensor), *dir(torch), *dir(F), *dir(torch.linalg)}
-    assert {name for name in tensorlike.INSTEAD if name not in known} == set()
+    assert {name for name in lazy.INSTEAD if name not in known} == set()
 
 
 # -- literal copies of what others call -------------------------------------------------------------------------------

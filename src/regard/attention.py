@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard import backends, checks, readouts
+from regard import backends, checks, compiled, readouts
 from regard.backends.base import Backend
 from regard.biases import Bias
 from regard.call import Call, reduce
+from regard.compiled.spans import axis
 from regard.dropout import Dropout
 from regard.explain import Explanation, explain
 from regard.indexing import Index, select
 from regard.layout import Layout
+from regard.lazy import DENSE_LIMIT, Lazy
 from regard.masks import Mask, full
 from regard.plan import Axes
 from regard.readouts.base import Readout
@@ -25,7 +27,7 @@ from regard.readouts.output import Output
 from regard.readouts.rows import Weights
 from regard.readouts.transposed import Transposed
 from regard.scores import Score, dot
-from regard.tensorlike import DENSE_LIMIT, Lazy, TensorLike
+from regard.tensorlike import TensorLike
 
 
 def attention(
@@ -84,7 +86,7 @@ def attention(
         checks.mask_fits(full if mask is None else mask, batch, heads, queries, keys, q.device),
         checks.scale(scale, score.scale(key_dim)),
         checks.offset(offset, batch, queries, keys),
-        Axes(range(batch), range(heads), range(queries), range(keys)),
+        Axes(axis(batch), axis(heads), axis(queries), axis(keys)),
         softcap=checks.softcap(softcap),
     )
     if bias is not None:
@@ -196,11 +198,17 @@ class Attention(TensorLike):
         """-Σ_j A_ij ln A_ij in nats, (…, heads, queries); see `readouts.Entropy`."""
         return self._one(readouts.Entropy())
 
-    def topk(self, k: int) -> readouts.Strongest:
+    def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> readouts.Strongest:
         """The k strongest keys of each query: values and indices, (…, heads, queries, k); see `readouts.TopK`.
 
-        Where a query sees fewer than k keys, the rest has weight 0 and index -1: mask it before you index with it.
+        Where a query sees fewer than k keys, the rest has weight 0 and index -1: mask it before you index with it. The other
+        arguments are those of torch.topk, and have one value each: Unsupported for others.
         """
+        if checks.dimension("topk", dim, self.ndim) != -1 or not (largest and sorted):
+            raise checks.Unsupported(
+                "topk: an attention matrix has the largest weights of each query, descending: dim=-1, largest=True, "
+                f"sorted=True; got dim={dim}, largest={largest}, sorted={sorted}."
+            )
         return self._one(readouts.TopK(checks.whole_number("topk", "k", k, least=1)))
 
     def diagonal(self, offset: int = 0) -> Tensor:
@@ -243,7 +251,7 @@ class Attention(TensorLike):
 
     def explain(self, *questions: Readout) -> Explanation:
         """Which backend answers which question, what it costs, and why no other does; nothing is computed."""
-        return explain(self.call, questions, self.backend)
+        return explain(self.call, questions, self.backend, self.drop)
 
     # -- how a question is answered -----------------------------------------------------------------------------------
 
@@ -253,32 +261,32 @@ class Attention(TensorLike):
 
     def _ask(self, questions: tuple[Readout, ...]) -> list[tuple[Tensor, ...]]:
         """The parts of each answer, (batch, heads, …), in one reading per backend; the log-sum-exp is passed on."""
+        if torch.compiler.is_compiling():
+            return compiled.ask(self.call, questions, self.backend)
         self.call.check_unchanged()
         log_sum = self._known()
-        chosen = [backends.choose(self.call, question, self.backend) for question in questions]
         answers: dict[int, tuple[Tensor, ...]] = {}
-        for backend in dict.fromkeys(chosen):
-            places = [n for n, b in enumerate(chosen) if b == backend]
+        for backend, places in backends.assign(self.call, questions, self.backend, log_sum is not None):
             parts, found = backend.read(self.call, [questions[n] for n in places], log_sum)
             answers |= dict(zip(places, parts, strict=True))
-            if log_sum is None:
+            if log_sum is None and found is not None:
                 log_sum = found
                 self._remember(found)
         return [answers[n] for n in range(len(questions))]
 
     def _known(self) -> Tensor | None:
         """The log-sum-exp, if it need not be swept for, or if it is that of a parent."""
-        if self._memo and not self._differentiable():
+        if self._memo and (self.call.whole is None or not self._differentiable()):
             return self._memo[0]
         if self.call.whole is None:
             return None
         question = readouts.LogSumExp()
-        (parts,), found = backends.choose(self.call.whole, question, self.backend).read(self.call.whole, [question], None)
-        self._remember(found)
+        (parts,), _ = backends.choose(self.call.whole, question, self.backend).read(self.call.whole, [question], None)
+        self._remember(parts[0])
         return parts[0]
 
     def _remember(self, log_sum: Tensor) -> None:
-        """Keeps the log-sum-exp for the next question. It is left out of graphs: there every question sweeps anew."""
+        """Keeps the log-sum-exp, without a graph, for the next question."""
         if not self._memo and self.call.steady:
             self._memo.append(log_sum.detach())
 

@@ -96,8 +96,12 @@ class Call:
         return self.sinks is None and self.whole is None
 
     @property
-    def reach(self) -> tuple[int, int]:
-        """The least and the greatest position of a query."""
+    def reach(self) -> tuple[int, int] | None:
+        """The least and the greatest position of a query; None in a graph whose offsets are a tensor."""
+        if isinstance(self.offset, Tensor):
+            return None
+        if torch.compiler.is_compiling():
+            return self.offset, self.offset + torch.sym_max(self.query.shape[2] - 1, 0)  # type: ignore[return-value, operator]
         offsets = (self.offset,) if isinstance(self.offset, int) else self.offset
         queries = self.query.shape[2]
         return min(offsets, default=0), max(offsets, default=0) + max(queries - 1, 0)
@@ -109,6 +113,8 @@ class Call:
 
     def watching(self, *tensors: Tensor) -> Call:
         """The same call, which refuses to answer once one of the tensors, or of the mask's, was changed in place."""
+        if torch.compiler.is_compiling():
+            return self  # a graph is made of values: nothing in it changes in place
         return replace(self, watched=tuple((t, version(t)) for t in (*tensors, *self.mask.tensors())))
 
     @property
@@ -132,7 +138,8 @@ class Call:
         self.__dict__.update(state)
 
     def check_unchanged(self) -> None:
-        checks.unchanged(self.watched)
+        if not torch.compiler.is_compiling():
+            checks.unchanged(self.watched)
 
     def allowed(
         self, batch: slice = slice(None), rows: slice = slice(None), columns: slice = slice(None)

@@ -31,6 +31,17 @@ STORE_NOTHING = (
     "A @ v, A.topk(k), A.entropy(), A.sum(-2), A.pool((64, 64)) and rows such as A[0, 0, 10] answer without it; "
     "to_dense(limit=None) builds it all the same."
 )
+NOT_IN_A_GRAPH = (
+    "torch.compile: a compiled graph knows regard's own masks, biases, readouts and backends by name, and not {name}: use it "
+    "outside of the compiled function, or in a function marked with @torch.compiler.disable."
+)
+ONCE_IN_A_GRAPH = (
+    "attention: a compiled graph has first derivatives only; for gradients of gradients call the function without torch.compile."
+)
+INDEX_IN_A_GRAPH = (
+    "A[…]: a compiled graph takes integers and slices; for chosen queries or keys ask A.read(Rows((0, 3))) or "
+    "A.read(Columns((0, 3)))."
+)
 FARTHEST = 1 << 60  # no position lies beyond: larger numbers mean "without end", and stay clear of what an int64 can hold
 
 
@@ -55,7 +66,13 @@ class Changed(RuntimeError):
 
 
 def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
+    return listed(tensor.shape)
+
+
+def listed(sizes: Iterable[int]) -> str:
+    """A shape as Python writes it; not by str(), which torch.compile cannot trace where lengths are symbols."""
+    numbers = [f"{n}" for n in sizes]
+    return f"({', '.join(numbers)}{',' if len(numbers) == 1 else ''})"
 
 
 # -- the call ---------------------------------------------------------------------------------------------------------
@@ -80,33 +97,36 @@ def tensor(operation: str, name: str, value: object) -> Tensor:
 def query_and_key(query: object, key: object, same_dim: bool) -> tuple[Tensor, Tensor]:
     """Two tensors that a matrix of attention can be made of."""
     q, k = tensor("attention", "query", query), tensor("attention", "key", key)
-    shapes = f"query {_shape(q)}, key {_shape(k)}"
     if q.dtype != k.dtype:
-        raise TypeError(f"attention: query and key must have one dtype; got {q.dtype} and {k.dtype} ({shapes}).")
+        raise TypeError(f"attention: query and key must have one dtype; got {q.dtype} and {k.dtype} ({_both(q, k)}).")
     if q.device != k.device:
-        raise ValueError(f"attention: query and key must be on one device; got {q.device} and {k.device} ({shapes}).")
+        raise ValueError(f"attention: query and key must be on one device; got {q.device} and {k.device} ({_both(q, k)}).")
     if q.ndim < 2 or k.ndim != q.ndim:
         raise ShapeError(
             "attention: query and key must both be (…, heads, n, dim), or both (n, dim); "
-            f"got {q.ndim} and {k.ndim} dimensions ({shapes})."
+            f"got {q.ndim} and {k.ndim} dimensions ({_both(q, k)})."
         )
     if (same_dim and q.shape[-1] != k.shape[-1]) or 0 in (q.shape[-1], k.shape[-1]):
         raise ShapeError(
-            f"attention: query and key must have the same dim, at least 1; got {q.shape[-1]} and {k.shape[-1]} ({shapes})."
+            f"attention: query and key must have the same dim, at least 1; got {q.shape[-1]} and {k.shape[-1]} ({_both(q, k)})."
         )
     if q.shape[:-3] != k.shape[:-3]:
         raise ShapeError(
-            f"attention: query and key must have the same batch dimensions; got {tuple(q.shape[:-3])} and "
-            f"{tuple(k.shape[:-3])} ({shapes})."
+            f"attention: query and key must have the same batch dimensions; got {listed(q.shape[:-3])} and "
+            f"{listed(k.shape[:-3])} ({_both(q, k)})."
         )
     if q.ndim > 2:
         heads, kv_heads = q.shape[-3], k.shape[-3]
         if (heads == 0) != (kv_heads == 0) or (kv_heads and heads % kv_heads):
             raise ShapeError(
                 f"attention: the number of key heads must divide the number of heads; got {heads} heads and "
-                f"{kv_heads} key heads ({shapes})."
+                f"{kv_heads} key heads ({_both(q, k)})."
             )
     return q, k
+
+
+def _both(q: Tensor, k: Tensor) -> str:
+    return f"query {_shape(q)}, key {_shape(k)}"
 
 
 def mask_fits(mask: object, batch: int, heads: int, queries: int, keys: int, device: torch.device) -> Mask:
@@ -142,7 +162,7 @@ def scale(value: float | None, default: float) -> float:
         number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
+    if not -math.inf < number < math.inf:
         raise TypeError(f"attention: scale must be a finite number; got {value!r}.")
     return number
 
@@ -189,19 +209,19 @@ def comparable(operation: str, first: object, second: object) -> None:
         raise ValueError(f"{operation}: both matrices must be on one device; got {first.device} and {second.device}.")
 
 
-def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> int | tuple[int, ...]:
-    """The position of query 0 among the keys: one number, or one per batch row."""
+def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> int | tuple[int, ...] | Tensor:
+    """The position of query 0 among the keys: one number, or one per batch row; in a compiled graph these stay a tensor."""
     if value is None:
         return keys - queries
-    if not isinstance(value, Tensor | bool) and hasattr(value, "__index__"):
+    if not isinstance(value, Tensor | bool) and (isinstance(value, int | torch.SymInt) or hasattr(value, "__index__")):
         return whole_number("attention", "offset", value, least=-FARTHEST)
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"attention: offset must be None, an int or an integer tensor of shape (batch,); got {value!r}.")
     if value.ndim == 0:
-        return int(value)
+        return value.expand(batch) if torch.compiler.is_compiling() else int(value)
     if tuple(value.shape) != (batch,):
         raise ShapeError(f"attention: offset must have shape (batch,) = ({batch},); got {_shape(value)}.")
-    return tuple(value.tolist())
+    return value if torch.compiler.is_compiling() else tuple(value.tolist())
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------
@@ -319,9 +339,12 @@ def at_least_one_length(values: Sequence[object]) -> None:
 
 def whole_number(operation: str, name: str, value: object, least: int | None = 0) -> int:
     """An integer, not below least."""
-    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
+        number: int = value  # a symbol of a graph stays one
+    elif isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{operation}: {name} must be an integer; got {value!r}.")
-    number = operator.index(value)
+    else:
+        number = operator.index(value)
     if least is not None and number < least:
         raise ValueError(f"{operation}: {name} must be at least {least}; got {number}.")
     if number > FARTHEST:
@@ -450,9 +473,9 @@ def added(other: object) -> NoReturn:
 
 
 def bias_fits(
-    bias: object, batch: int, heads: int, queries: int, keys: int, positions: tuple[int, int], device: torch.device
+    bias: object, batch: int, heads: int, queries: int, keys: int, positions: tuple[int, int] | None, device: torch.device
 ) -> Bias:
-    """A bias that fits a matrix of that size; positions = the least and the greatest position of a query."""
+    """A bias that fits a matrix of that size; positions = the least and the greatest position of a query, None = later."""
     from regard.biases import Bias
     from regard.masks import Mask
 
@@ -465,15 +488,21 @@ def bias_fits(
         raise TypeError(f"attention: a mask is not a bias; pass it as mask=…; got `{bias.expression}`.")
     if not isinstance(bias, Bias):
         raise TypeError(f"attention: bias must be one of regard.biases, such as alibi(8); got {type(bias).__name__}.")
+    if positions is not None:
+        bias_lies_on(bias, batch, heads, queries, keys, positions)
+    for held in bias.tensors():
+        if held.device != device:
+            raise ValueError(f"attention: bias and query must be on one device; got {held.device} and {device}.")
+    return bias
+
+
+def bias_lies_on(bias: Bias, batch: int, heads: int, queries: int, keys: int, positions: tuple[int, int]) -> None:
+    """A bias whose tensors have that size, and an entry for each distance that occurs."""
     if misfits := bias.misfits(batch, heads, queries, keys, positions):
         raise ShapeError(
             f"attention: {'; '.join(misfits)} (batch {batch}, heads {heads}, queries {queries} at positions {positions[0]} … "
             f"{positions[1]}, keys {keys})."
         )
-    for held in bias.tensors():
-        if held.device != device:
-            raise ValueError(f"attention: bias and query must be on one device; got {held.device} and {device}.")
-    return bias
 
 
 def score_fits(
@@ -521,18 +550,18 @@ def operand(operation: str, name: str, value: object, device: torch.device) -> T
 
 
 def operand_shape(
-    operation: str, name: str, axis: str, given: Tensor, length: int, wanted: str, fits: bool, shape: Sequence[int]
+    operation: str, name: str, axis: str, given: Tensor, length: int, wanted: Callable[[], str], fits: bool, shape: Sequence[int]
 ) -> None:
     """A value with one row per key, or an r with one row per query, and heads that fit."""
     rows = given.shape[0] if given.ndim == 1 else given.shape[-2]
     if rows != length:
         raise ShapeError(
-            f"{operation}: {axis} and {name} must have the same length; got {length} {axis} (matrix {tuple(shape)}) and "
+            f"{operation}: {axis} and {name} must have the same length; got {length} {axis} (matrix {listed(shape)}) and "
             f"{rows} {name} (shape {_shape(given)})."
         )
     if not fits:
         raise ShapeError(
-            f"{operation}: {name} must have shape {wanted}; got {_shape(given)} for a matrix of shape {tuple(shape)}."
+            f"{operation}: {name} must have shape {wanted()}; got {_shape(given)} for a matrix of shape {listed(shape)}."
         )
 
 

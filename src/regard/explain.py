@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from regard import backends, checks
 from regard.backends.base import Backend
 from regard.call import Call
+from regard.dropout import Dropout
 from regard.picture import draw_mask
 from regard.plan import lay
 from regard.readouts import Entropy, LogSumExp, Readout, Received, TopK
@@ -38,6 +37,7 @@ class Explanation:
 
     shape: tuple[int, int, int, int]
     mask: str
+    terms: tuple[str, ...]  # what there is beside the mask and the dot product
     visible: int
     before: int  # pairs of the whole, whose log-sum-exp a part needs first
     dense_bytes: int
@@ -49,6 +49,7 @@ class Explanation:
         said = [
             f"attention (batch, heads, queries, keys) = {self.shape}",
             self.mask,
+            *self.terms,
             f"computed: {self.visible:,} of {pairs:,} weights ({share:.1%}); "
             f"stored: none (dense: {checks.human(self.dense_bytes)})",
         ]
@@ -61,24 +62,47 @@ class Explanation:
         return "\n".join([*said, *(f"not {name}: {'; '.join(reasons)}" for name, reasons in refused)])
 
 
-def explain(call: Call, questions: Sequence[Readout], demanded: str | Backend | None) -> Explanation:
+def explain(
+    call: Call, questions: Sequence[Readout], demanded: str | Backend | None, drop: Dropout | None = None
+) -> Explanation:
     """What each question costs alone, multiply-adds counted as two; none given = the output and the usual ones.
 
-    A walk over the tiles costs 2·dim per visible pair. A question of the second sweep takes two, as the log-sum-exp comes
-    first; on a part of the keys every question takes one, and the log-sum-exp of the whole one more.
+    A walk over the tiles makes the scores of the visible pairs, see `_score`. A question of the second sweep takes two, as the
+    log-sum-exp comes first; on a part of the keys every question takes one, and the log-sum-exp of the whole one more.
     """
     checks.questions("explain", questions)
     visible, before = _visible(call), 0 if call.whole is None else _visible(call.whole)
     batch, _, _, keys = call.shape
-    output = Output(torch.empty(batch, call.key.shape[1], keys, call.query.shape[-1], device="meta"))
+    output = Output(call.query.new_zeros(()).expand(batch, call.key.shape[1], keys, call.query.shape[-1]))  # one number
     return Explanation(
         call.shape,
         _picture(call),
+        _terms(call, drop),
         visible,
         before,
         math.prod(call.shape) * call.dtype.itemsize,
         tuple(_line(call, question, visible, before, demanded) for question in questions or (output, *USUAL)),
     )
+
+
+def _score(call: Call) -> int:
+    """Operations for the score of a pair.
+
+    2·dim for a dot product (other scores are reduced to it before, in O(n)); 4·hidden for Bahdanau's: an addition, a tanh and
+    a multiply-add for each unit. A softcap is 3, and each part of a bias 1: that it is added, not how it is found.
+    """
+    dim = call.query.shape[-1]
+    compared = 2 * dim if call.combine is None else 4 * dim
+    return compared + (0 if call.softcap is None else 3) + (0 if call.bias is None else len(call.bias.parts()))
+
+
+def _terms(call: Call, drop: Dropout | None) -> tuple[str, ...]:
+    """A line for each thing that the matrix has beside its mask."""
+    said = {"score": f"Σ v · tanh(q + k) over {call.query.shape[-1]} hidden units"} if call.combine is not None else {}
+    said |= {name: str(value) for name, value in call.extras().items()}
+    if drop is not None:
+        said["dropout"] = f"p = {drop.p:g}, seed = {drop.seed}, in A @ v and A.mT @ r"
+    return tuple(f"{name}: {value}" for name, value in said.items())
 
 
 def _visible(call: Call) -> int:
@@ -113,11 +137,10 @@ def _line(call: Call, question: Readout, visible: int, before: int, demanded: st
             refused.append((name, tuple(reasons or ["another one comes first"])))
     columns = sum(t.shape[-1] for t in question.operands)
     walks = 1 if question.sweep == "first" or call.whole is not None else 2
-    dim = call.query.shape[-1]
     return Line(
         question.name if question.operands else repr(question),
         question.sweep,
-        2 * visible * (walks * dim + columns) + 2 * before * dim,
+        (visible * walks + before) * _score(call) + 2 * visible * columns,
         question.size(call) * call.dtype.itemsize,
         chosen.name,
         tuple(refused),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regard import checks
 from regard.call import Call
+from regard.compiled.spans import Span
 from regard.layout import Layout
 from regard.plan import Axes
 
@@ -45,7 +48,7 @@ def select(A: Attention, index: Index) -> Any:
 
 
 def _is_all(item: Any) -> bool:
-    return isinstance(item, slice) and item == slice(None)
+    return isinstance(item, slice) and item.start is None and item.stop is None and item.step is None
 
 
 def _flat(item: int | slice | Tensor) -> slice | list[int]:
@@ -87,7 +90,11 @@ def _item(item: Any, size: int, axis: str) -> int | slice | Tensor:
             raise ValueError(f"A[…]: a slice must step forward; got step {item.step}.")
         return item
     if isinstance(item, Tensor | Sequence | np.ndarray) and not isinstance(item, str):
+        if torch.compiler.is_compiling():
+            raise checks.Unsupported(checks.INDEX_IN_A_GRAPH)
         return _places(_index_tensor(item), size, axis)
+    if isinstance(item, int | torch.SymInt) and not isinstance(item, bool):
+        return _place(item, size, axis)
     if isinstance(item, bool | np.bool_) or not hasattr(item, "__index__"):
         raise IndexError(f"A[…]: takes integers, slices, an ellipsis and index tensors; got {item!r}.")
     return _place(int(item.__index__()), size, axis)
@@ -108,7 +115,7 @@ def _index_tensor(item: Any) -> Tensor:
 def _place(index: int, size: int, axis: str) -> int:
     if not -size <= index < size:
         raise IndexError(f"A[…]: index {index} is out of range for {size} {axis}.")
-    return index % size
+    return index + size if index < 0 else index
 
 
 def _places(index: Tensor, size: int, axis: str) -> int | Tensor:
@@ -137,22 +144,16 @@ def rebuilt(A: Attention, call: Call, layout: Layout | None = None, take: Any = 
     from regard.attention import Attention
 
     part = Attention(call if torch.is_grad_enabled() else call.constant(), layout or A.layout, A.backend, A.drop)
+    if torch.compiler.is_compiling():
+        return part
     part._memo.extend(A._memo if take is None else map(take, A._memo))
     return part
 
 
 def _leading(A: Attention, items: list[Any]) -> Attention:
     """Batch rows and heads: always lazy."""
-    layout, call = A.layout, A.call
-    batch_items = tuple(items if layout.heads is None else items[:-1])
-    batch = torch.arange(call.shape[0]).reshape(layout.batch)[batch_items]
-    heads: Any = slice(None)
-    count = layout.heads
-    if layout.heads is not None:
-        picked = torch.arange(layout.heads)[items[-1]]
-        count = len(picked) if picked.ndim else None
-        heads = items[-1] if isinstance(items[-1], slice) else _run(picked.reshape(-1).tolist())
-    batches: Any = slice(None) if all(map(_is_all, batch_items)) else _run(batch.reshape(-1).tolist())
+    call = A.call
+    batches, heads, layout = (_traced_places if torch.compiler.is_compiling() else _leading_places)(A.layout, items)
 
     def narrowed(call: Call) -> Call:
         axes = call.axes
@@ -166,12 +167,43 @@ def _leading(A: Attention, items: list[Any]) -> Attention:
             whole=None if call.whole is None else narrowed(call.whole),
         )
 
-    return rebuilt(A, narrowed(call), Layout(tuple(batch.shape), count), lambda t: _taken(_taken(t, 0, batches), 1, heads))
+    return rebuilt(A, narrowed(call), layout, lambda t: _taken(_taken(t, 0, batches), 1, heads))
+
+
+def _leading_places(layout: Layout, items: list[Any]) -> tuple[slice | list[int], slice | list[int], Layout]:
+    """Which of the folded batch rows and of the heads are picked, and how they are laid out."""
+    batch_items = tuple(items if layout.heads is None else items[:-1])
+    batch = torch.arange(math.prod(layout.batch)).reshape(layout.batch)[batch_items]
+    batches = slice(None) if all(map(_is_all, batch_items)) else _run(batch.reshape(-1).tolist())
+    if layout.heads is None:
+        return batches, slice(None), Layout(tuple(batch.shape), None)
+    picked = torch.arange(layout.heads)[items[-1]]
+    heads = items[-1] if isinstance(items[-1], slice) else _run(picked.reshape(-1).tolist())
+    return batches, heads, Layout(tuple(batch.shape), len(picked) if picked.ndim else None)
+
+
+def _traced_places(layout: Layout, items: list[Any]) -> tuple[slice | list[int], slice | list[int], Layout]:
+    """The same by arithmetic, in which lengths may be symbols; for integers and slices."""
+    sizes = layout.leading
+    slices = [item if isinstance(item, slice) else slice(item, item + 1) for item in items]
+    left = [None if isinstance(i, int) else Span(0, n)[i].count for i, n in zip(items, sizes, strict=True)]
+    heads, count = slice(None), None
+    if layout.heads is not None:
+        heads, count = slices.pop(), left.pop()
+    shape = tuple([n for n in left if n is not None])
+    if all([_is_all(item) for item in slices]):
+        return slice(None), heads, Layout(shape, count)
+    if len(slices) == 1:
+        return slices[0], heads, Layout(shape, count)
+    places = [0]
+    for size, part in zip(layout.batch, slices, strict=True):
+        places = [place * size + n for place in places for n in list(range(size))[part]]
+    return places, heads, Layout(shape, count)
 
 
 def _heads_of_key(key: Tensor, heads: int, picked: slice | list[int]) -> Tensor:
     """The key heads that the picked heads meet: still grouped where whole groups were picked in order."""
-    if picked == slice(None):
+    if _is_all(picked):
         return key
     group = heads // max(key.shape[1], 1)
     places = list(range(heads))[picked] if isinstance(picked, slice) else picked

@@ -45,16 +45,17 @@ class Layout:
         shape: tuple[int, ...],
     ) -> Tensor:
         """A value or an r as (batch, some heads, length, columns); leading dimensions broadcast as in torch.matmul."""
-        sizes = sorted({1, *heads})
-        lead = "" if self.heads is None else "heads, "
-        wanted = f"(…, {lead}{axis}, columns) with {axis} = {length}"
-        if self.heads is not None:
-            wanted += f" and heads one of {sizes}"
+
+        def wanted() -> str:
+            if self.heads is None:
+                return f"(…, {axis}, columns) with {axis} = {length}"
+            return f"(…, heads, {axis}, columns) with {axis} = {length} and heads one of {sorted({1, *heads})}"
+
         column = given[:, None] if given.ndim == 1 else given
         most = len(self.leading) + 2
         fits = column.ndim <= most
         if fits and self.heads is not None and column.ndim > 2:
-            fits = column.shape[-3] in sizes
+            fits = column.shape[-3] in (1, *heads)
         batch = column.shape[: -2 if self.heads is None else -3]
         fits = fits and all(n in (1, m) for n, m in zip(reversed(batch), reversed(self.batch), strict=False))
         checks.operand_shape(operation, name, axis, given, length, wanted, fits, shape)

@@ -2,7 +2,8 @@
 
 Built coarse to fine from the mask's answers for rectangles, so a mask of bounded structure costs O(n): the n² pairs are
 never touched. Where a mask changes everywhere (keys dropped at random, interleaved documents), cutting ends once too many
-rectangles are open, and they stay mixed at the size they have: no mask costs (n / tile)² rectangles. A backend walks
+rectangles are open, or too many runs were found (checkerboards), and the others stay mixed at the size they have: no mask
+costs (n / tile)² of either. A run that was found in a square of tiles is kept once for all of its rows. A backend walks
 `steps`, and evaluates the mask only where a step is mixed.
 """
 
@@ -21,12 +22,13 @@ from regard.masks.algebra import EMPTY, FULL, MIXED, Box, Ints, Kinds, version
 
 FAN_OUT = 4  # a mixed box is cut into FAN_OUT × FAN_OUT smaller ones
 OPEN = 4  # undecided boxes per row and column of tiles up to which they are cut once more
-AT_ONCE = 1 << 12  # undecided boxes that are cut together, and always may be
+RUNS = 16  # runs per row and column of tiles up to which boxes are cut
+AT_ONCE = 1 << 12  # undecided boxes that are cut together; so many of them, and of runs, there always may be
 REMEMBERED = 32  # plans kept per living mask
 
 Boxes = tuple[Ints, Ints, Kinds]  # top, left, kind: EMPTY ones are left out
-Runs = tuple[Ints, Ints, Ints, NDArray[np.bool_]]  # row of tiles, begin, end, mixed
-Stacks = tuple[Ints, Ints, Ints, Ints, NDArray[np.bool_]]  # the same run in rows of tiles top … bottom - 1
+Small = NDArray[np.int32]
+Runs = tuple[Small, Small, Small, NDArray[np.bool_]]  # row of tiles, begin, end, mixed; in tiles
 UNDECIDED = 3  # the kind of a box that smaller ones may say more about
 
 
@@ -50,31 +52,61 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Level:
+    """Runs first[g] ≤ r < first[g + 1] are those of the rows of tiles g · span … (g + 1) · span - 1."""
+
+    span: int
+    first: Ints
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Runs of keys for each row of tiles. Run r of row t: first[t] ≤ r < first[t + 1]; keys begin[r] … end[r] - 1."""
+    """Runs of keys begin[r] … end[r] - 1, each for as many rows of tiles as its level says; no two of a row overlap."""
 
     rows: int
     queries: int
-    first: Ints
+    levels: tuple[Level, ...]
     begin: Ints
     end: Ints
     mixed: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        return len(self.first) - 1
+        return -(-self.queries // self.rows)
+
+    @property
+    def heights(self) -> Ints:
+        """The queries that each run is for."""
+        found = [np.zeros(0, np.int64)]
+        for level in self.levels:
+            tall = level.span * self.rows
+            heights = np.minimum(tall, self.queries - tall * np.arange(len(level.first) - 1))
+            found.append(np.repeat(heights, np.diff(level.first)))
+        return np.concatenate(found)
 
     @property
     def visible(self) -> int:
         """Pairs inside the runs: what a sweep computes."""
-        heights = np.minimum(self.rows, self.queries - self.rows * np.arange(len(self)))
-        return int(np.sum(np.repeat(heights, np.diff(self.first)) * (self.end - self.begin)))
+        return int(np.sum(self.heights * (self.end - self.begin)))
+
+    def runs(self, row: int) -> list[tuple[int, int, bool]]:
+        """Begin, end and mixed of the runs of a row of tiles, in order, neighbours of one kind joined."""
+        found: list[tuple[int, int, bool]] = []
+        for level in self.levels:
+            group = row // level.span
+            here = slice(int(level.first[group]), int(level.first[group + 1]))
+            found += zip(self.begin[here].tolist(), self.end[here].tolist(), self.mixed[here].tolist(), strict=True)
+        joined: list[tuple[int, int, bool]] = []
+        for begin, end, mixed in sorted(found):
+            if joined and joined[-1][1:] == (begin, mixed):
+                begin = joined.pop()[0]
+            joined.append((begin, end, mixed))
+        return joined
 
     def steps(self, row: int, widest: int) -> Iterator[Step]:
         """The runs of a row of tiles, neighbours joined and long ones cut, so that each step has at most widest keys."""
         begin = end = 0
         mixed = False
-        for r in range(int(self.first[row]), int(self.first[row + 1])):
-            run_begin, run_end, run_mixed = int(self.begin[r]), int(self.end[r]), bool(self.mixed[r])
+        for run_begin, run_end, run_mixed in self.runs(row):
             if run_begin != end or run_end - begin > widest:
                 if end > begin:
                     yield Step(begin, end, mixed)
@@ -110,11 +142,13 @@ def _lay(mask: Mask, axes: Axes, offset: int | tuple[int, ...], rows: int, colum
     tall, wide = -(-len(queries) // rows), -(-len(keys) // columns)
     if not tall or not wide or not batch or not heads:
         nothing = np.zeros(0, np.int64)
-        return Plan(rows, len(queries), np.zeros(tall + 1, np.int64), nothing, nothing, nothing.astype(bool))
+        return Plan(rows, len(queries), (), nothing, nothing, nothing.astype(bool))
     offsets = (offset,) if isinstance(offset, int) else tuple(offset[b] for b in batch)
     span = FAN_OUT * max(FAN_OUT ** _levels(tall), FAN_OUT ** _levels(wide))
     top = left = np.zeros(1, np.int64)  # the undecided boxes of a level, in tiles
-    found: list[Stacks] = []
+    found: dict[int, list[Runs]] = {}  # by the height of their boxes
+    most_open, most_runs = (max(AT_ONCE, many * (tall + wide)) for many in (OPEN, RUNS))
+    count = 0
 
     def cut(top: Ints, left: Ints) -> Boxes:
         """What boxes hold when they are cut into smaller ones of this level's span."""
@@ -136,19 +170,33 @@ def _lay(mask: Mask, axes: Axes, offset: int | tuple[int, ...], rows: int, colum
         some = most != EMPTY
         return top[some], left[some], kind[some]
 
+    def keep(span: int, top: Ints, left: Ints, mixed: NDArray[np.bool_]) -> int:
+        """Keeps boxes of that span as runs, as few as they make."""
+        row, begin, end = (tiles.astype(np.int32) for tiles in (top, left, np.minimum(left + span, wide)))
+        runs = _neighbours(row, begin, end, mixed)
+        found.setdefault(span, []).append(runs)
+        return len(runs[0])
+
     while len(top):
+        order = np.lexsort((left, top))  # neighbours come together
+        top, left = top[order], left[order]
         span //= FAN_OUT
-        parts = [cut(top[at : at + AT_ONCE], left[at : at + AT_ONCE]) for at in range(0, len(top), AT_ONCE)]
-        top, left, kind = (np.concatenate(part) for part in zip(*parts, strict=True))
-        undecided = kind == UNDECIDED
-        if span == 1 or undecided.sum() > max(AT_ONCE, OPEN * (tall + wide)):
-            undecided[:] = False
-        done = ~undecided
-        # Neighbours are joined before there is one run for each of their rows.
-        row, begin, end, mixed = _neighbours(top[done], left[done], left[done] + span, kind[done] != FULL)
-        found.append((row, np.minimum(row + span, tall), begin, np.minimum(end, wide), mixed))
-        top, left = top[undecided], left[undecided]
-    return _join(found, rows, len(queries), tall, columns, len(keys))
+        open_boxes: list[tuple[Ints, Ints]] = []
+        cutting = span > 1
+        for at in range(0, len(top), AT_ONCE):
+            if count > most_runs:
+                keep(span * FAN_OUT, top[at:], left[at:], np.ones(len(top) - at, bool))
+                break
+            part_top, part_left, kind = cut(top[at : at + AT_ONCE], left[at : at + AT_ONCE])
+            undecided = (kind == UNDECIDED) & cutting
+            count += keep(span, part_top[~undecided], part_left[~undecided], kind[~undecided] != FULL)
+            open_boxes.append((part_top[undecided], part_left[undecided]))
+            if sum(len(boxes) for boxes, _ in open_boxes) > most_open:
+                cutting = False
+                count += sum(keep(span, *boxes, np.ones(len(boxes[0]), bool)) for boxes in open_boxes)
+                open_boxes = []
+        top, left = (np.concatenate([boxes[n] for boxes in open_boxes]) if open_boxes else top[:0] for n in (0, 1))
+    return _planned(found, rows, len(queries), tall, columns, len(keys))
 
 
 def _levels(tiles: int) -> int:
@@ -165,23 +213,22 @@ def _ends(indices: Sequence[int], first: Ints, stop: Ints) -> tuple[Ints, Ints]:
     return np.full(first.shape, min(indices)), np.full(first.shape, max(indices))
 
 
-def _join(found: list[Stacks], rows: int, queries: int, tall: int, columns: int, keys: int) -> Plan:
-    """Stacks of runs as runs of keys, row by row, neighbours of one kind joined."""
-    row, begin, end, mixed = _neighbours(*(np.concatenate(parts) for parts in zip(*map(_runs, found), strict=True)))
-    first = np.searchsorted(row, np.arange(tall + 1))
-    return Plan(rows, queries, first.astype(np.int64), begin * columns, np.minimum(end * columns, keys), mixed)
+def _planned(found: dict[int, list[Runs]], rows: int, queries: int, tall: int, columns: int, keys: int) -> Plan:
+    """The runs of each height in order, in keys."""
+    levels, parts = [], []
+    before = 0
+    for span, runs in found.items():
+        row, begin, end, mixed = _neighbours(*(np.concatenate(side) for side in zip(*runs, strict=True)))
+        if len(row):
+            levels.append(Level(span, before + np.searchsorted(row, span * np.arange(-(-tall // span) + 1))))
+            parts.append((begin.astype(np.int64) * columns, np.minimum(end.astype(np.int64) * columns, keys), mixed))
+            before += len(row)
+    if not parts:
+        parts.append((np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool)))
+    return Plan(rows, queries, tuple(levels), *(np.concatenate(side) for side in zip(*parts, strict=True)))
 
 
-def _runs(stacks: Stacks) -> Runs:
-    """One run per row of tiles for each stack."""
-    top, bottom, left, right, mixed = stacks
-    heights = bottom - top
-    box = np.repeat(np.arange(len(top)), heights)
-    row = top[box] + np.arange(len(box)) - np.repeat(np.cumsum(heights) - heights, heights)
-    return row, left[box], right[box], mixed[box]
-
-
-def _neighbours(row: Ints, begin: Ints, end: Ints, mixed: NDArray[np.bool_]) -> Runs:
+def _neighbours(row: Small, begin: Small, end: Small, mixed: NDArray[np.bool_]) -> Runs:
     """The same runs, ordered, those of one kind joined that touch."""
     order = np.lexsort((begin, row))
     row, begin, end, mixed = row[order], begin[order], end[order], mixed[order]

@@ -6,25 +6,24 @@ must be stored is built under the size guard of `to_dense`, and everything else 
 
 from __future__ import annotations
 
-import difflib
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias, cast
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from regard import checks
+from regard import checks, lazy
 from regard.call import Call
 from regard.indexing import rebuilt
 from regard.layout import Layout
-from regard.readouts import Max, Pool, Received
-from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, Readout
+from regard.lazy import Lazy
+from regard.readouts import Max, Pool, Received, Strongest
+from regard.readouts.base import Readout
 from regard.readouts.output import Output
-from regard.readouts.topk import Strongest
+from regard.readouts.total import Total
 
 if TYPE_CHECKING:
     from regard.attention import Attention
@@ -32,125 +31,10 @@ if TYPE_CHECKING:
 Dims: TypeAlias = "int | tuple[int, ...] | None"
 
 QUERIES, KEYS = -2, -1
-DENSE_LIMIT = 1 << 30  # bytes that a stored matrix may take unless told otherwise
-
 ASK_FIRST = "Ask first and average then: A.sum(-2).mean(1), A.pool((64, 64)).mean(1), A.topk(8)."
-TAKE_LESS = "Take less of it, A[..., :64, :64] or single rows, or ask first: A.sum(-2), A.pool((64, 64)), A.topk(8)."
-
-# -- what to use instead of what tensors have -------------------------------------------------------------------------
-
-ASK = "ask it with its own methods (A @ v, A.mT @ r, A.topk(k), A.sum(-2), A.read(…))"
-PRODUCTS = "A @ v averages the values of the keys, A.mT @ r sums over the queries"
-COMPUTE_THEN = "ask first and compute then, as in (A @ v) * x, A.sum(-2) * x or A[..., rows, :] * x"
-RESHAPE_THEN = "the answers are tensors: ask first and reshape then"
-COMPARE = "A.topk(k) names what is strong, A[..., rows, :] > x compares some rows"
-HIDE = "what is hidden is said when the matrix is built, regard.attention(…, mask=…)"
-PICK = "A[…] takes integers, slices and index tensors"
-
-INSTEAD = {
-    name: instead
-    for instead, names in {
-        PRODUCTS: "einsum tensordot addmm baddbmm addbmm inner outer dot vdot linear kron chain_matmul multi_dot __rmatmul__",
-        "A.topk(k) gives the strongest keys of each query": "topk sort argsort kthvalue msort median nanmedian mode quantile "
-        "min amin argmin aminmax",
-        COMPUTE_THEN: "mul multiply div divide true_divide floor_divide remainder add sub subtract rsub neg negative pow "
-        "square sqrt exp abs absolute round clamp clip lerp addcmul addcdiv cumsum cumprod prod diff sigmoid relu tanh norm",
-        "A.entropy() and A.kl(B) take the logarithm, A[..., rows, :].log() is that of some rows": "log log2 log10 log1p xlogy",
-        COMPARE: "gt ge lt le eq ne greater greater_equal less less_equal not_equal isclose allclose equal where any all "
-        "nonzero argwhere count_nonzero logical_and logical_or logical_not isnan isinf isfinite",
-        "its rows are softmaxes already, and A.logsumexp() is what they were divided by": "softmax log_softmax",
-        HIDE: "masked_fill masked_select masked_scatter tril triu index_fill nan_to_num",
-        "A.dropout(p, seed) is lazy": "dropout",
-        "A.entropy() and A.distance() say how far a row is spread": "std var std_mean var_mean",
-        PICK: "gather index_select take take_along_dim narrow select unbind split chunk tensor_split unfold item",
-        RESHAPE_THEN: "view view_as reshape reshape_as flatten unflatten permute movedim moveaxis expand expand_as repeat "
-        "repeat_interleave tile roll flip rot90 ravel broadcast_to",
-        "A.mT exchanges queries and keys": "T H mH t adjoint",
-        "A.pool((rows, columns)) is a picture of any size": "interpolate avg_pool2d max_pool2d adaptive_avg_pool2d "
-        "adaptive_max_pool2d conv2d histc histogram bincount",
-        "A.detach() is the same matrix as a constant": "data",
-        "gradients flow from every answer to query, key and value": "backward grad grad_fn retain_grad register_hook is_leaf",
-    }.items()
-    for name in names.split()
-}
 
 
-def _instead(name: str, otherwise: str = ASK) -> str:
-    return f"{INSTEAD.get(name, otherwise)}, or build it with A.to_dense()"
-
-
-class Lazy:
-    """A matrix that is not stored: where a tensor would have an answer of its size, a sentence says what to use."""
-
-    _called: ClassVar[str]  # in sentences
-    _backwards: ClassVar[str]  # what a product from the left is answered with
-
-    __array_ufunc__: ClassVar[None] = None  # NumPy's operators come to us instead of reading the matrix row by row
-
-    if not TYPE_CHECKING:  # to a type checker, a name that is not there is not there
-
-        def __getattr__(self, name: str) -> NoReturn:
-            self._missing(name)
-
-    def _missing(self, name: str) -> NoReturn:
-        """What tensors have is refused with a sentence, and hasattr says no."""
-        public = not name.startswith("_")
-        if public and hasattr(Tensor, name):
-            instead = _instead(name, HIDE if name.endswith("_") else ASK)
-            raise checks.NotATensor(f"{self._called} is not stored and has no {name}: {instead}.")
-        near = difflib.get_close_matches(name, [n for n in dir(self) if n[0] != "_"]) if public else []
-        hint = f": did you mean {' or '.join(near)}" if near else ""
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}.")
-
-    def __eq__(self, other: object) -> bool:
-        """Whether it is the same object; the elements are not compared."""
-        if isinstance(other, Tensor | np.ndarray | int | float):
-            _refuse(f"{self._called} == x", COMPARE)
-        return self is other
-
-    __hash__ = object.__hash__
-
-    def __bool__(self) -> NoReturn:
-        raise checks.Unsupported(f"{self._called} is neither true nor false: compare it with None, or ask it a question.")
-
-    def __setitem__(self, index: object, value: object) -> NoReturn:
-        raise checks.Unsupported(f"{self._called} is not stored, and nothing is written to it: {HIDE}.")
-
-    def __rmatmul__(self, other: object) -> NoReturn:
-        raise TypeError(self._backwards)
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return torch_function(func, args, kwargs or {})
-
-
-def _refuse(expression: str, instead: str) -> NoReturn:
-    raise checks.Unsupported(f"{expression} would be a stored matrix: {instead}, or build A with A.to_dense().")
-
-
-def _operator(expression: str, instead: str) -> Callable[..., NoReturn]:
-    def refused(self: Lazy, *others: object) -> NoReturn:
-        _refuse(expression.format(self._called), instead)
-
-    return refused
-
-
-SIGNS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**"}
-LOGICAL = {"and": "&", "or": "|", "xor": "^"}
-for _verb, _sign in (SIGNS | LOGICAL).items():
-    _hint = COMPARE if _verb in LOGICAL else COMPUTE_THEN
-    setattr(Lazy, f"__{_verb}__", _operator(f"{{}} {_sign} x", _hint))
-    setattr(Lazy, f"__r{_verb}__", _operator(f"x {_sign} {{}}", _hint))
-for _verb, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
-    setattr(Lazy, f"__{_verb}__", _operator(f"{{}} {_sign} x", COMPARE))
-for _verb, _expression in {"neg": "-{}", "pos": "+{}", "abs": "abs({})", "invert": "~{}"}.items():
-    setattr(Lazy, f"__{_verb}__", _operator(_expression, COMPUTE_THEN))
-
-
-# -- the mixin --------------------------------------------------------------------------------------------------------
-
-
-class TensorLike(Lazy, ABC):
+class TensorLike(Lazy):
     """A tensor's methods for a matrix of shape (…, heads, queries, keys)."""
 
     call: Call
@@ -159,62 +43,14 @@ class TensorLike(Lazy, ABC):
     _called = "A"
     _backwards = checks.TENSOR_TIMES_MATRIX
 
-    @property
-    @abstractmethod
-    def shape(self) -> torch.Size: ...
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device: ...
-
-    @property
-    @abstractmethod
-    def mT(self) -> Any: ...
-
-    @abstractmethod
-    def __matmul__(self, value: Tensor) -> Tensor: ...
-
     @abstractmethod
     def __getitem__(self, index: Any) -> Any: ...
-
-    @abstractmethod
-    def to_dense(self, limit: int | None = DENSE_LIMIT) -> Tensor: ...
 
     @abstractmethod
     def _one(self, question: Readout) -> Any: ...
 
     @abstractmethod
     def _ask(self, questions: tuple[Readout, ...]) -> list[tuple[Tensor, ...]]: ...
-
-    # -- sizes --
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def dim(self) -> int:
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def size(self, dim: int | None = None) -> Any:
-        """The shape, or one number of it."""
-        return self.shape if dim is None else self.shape[checks.dimension("size", dim, self.ndim)]
-
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    def is_floating_point(self) -> bool:
-        return True
-
-    @property
-    def is_cuda(self) -> bool:
-        return self.device.type == "cuda"
 
     # -- reductions --
 
@@ -280,7 +116,7 @@ class TensorLike(Lazy, ABC):
     def _added(self, operation: str, dims: tuple[int, ...]) -> Tensor:
         """The sum over heads or batch rows alone, kept with size 1."""
         shape = [1 if d - self.ndim in dims else n for d, n in enumerate(self.shape)]
-        checks.fits_dense(shape, self.call.dtype.itemsize, DENSE_LIMIT, operation, ASK_FIRST)
+        checks.fits_dense(shape, self.call.dtype.itemsize, lazy.DENSE_LIMIT, operation, ASK_FIRST)
         over_heads = self.layout.heads is not None and -3 in dims
         batch = shape[: len(self.layout.batch)]
         groups = torch.arange(math.prod(batch)).reshape(batch).expand(self.layout.batch).flatten().tolist()
@@ -443,88 +279,3 @@ class TensorLike(Lazy, ABC):
 def _shaped(answer: Tensor, dims: tuple[int, ...], keepdim: bool, dtype: torch.dtype | None = None) -> Tensor:
     """A reduction that kept its dimensions, as it was asked for."""
     return (answer if keepdim else answer.squeeze(dims)).to(dtype or answer.dtype)
-
-
-@dataclass(frozen=True)
-class Total(FinishedReadout):
-    """Weights added up over batch rows, heads or both: (totals, heads or 1, queries, keys). Asked as A.sum(1) or A.mean(0).
-
-    Tiles are added up as they come, so that neither the answer nor its backward ever holds every head.
-    """
-
-    groups: tuple[int, ...]  # to which of the totals each batch row is added
-    totals: int
-    over_heads: bool
-
-    def size(self, call: Call) -> int:
-        return self.totals * math.prod(call.shape[2:]) * (1 if self.over_heads else call.shape[1])
-
-    def dense(self, matrix: Dense) -> Parts:
-        weights = matrix.weights.sum(1, keepdim=True) if self.over_heads else matrix.weights
-        return (weights.new_zeros(self.totals, *weights.shape[1:]).index_add(0, self._groups(weights), weights),)
-
-    def start(self, call: Call) -> Tensor:
-        _, heads, queries, keys = call.shape
-        return call.query.new_zeros((self.totals, 1 if self.over_heads else heads, queries, keys), dtype=call.dtype)
-
-    def add(self, state: Tensor, tile: Finished) -> None:
-        weights = tile.weights.sum(1, keepdim=True) if self.over_heads else tile.weights
-        state[:, :, tile.rows, tile.columns].index_add_(0, self._groups(weights, tile.batch), weights)
-
-    def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
-        grad = grads[0][:, :, tile.rows, tile.columns]
-        return grad.index_select(0, self._groups(grad, tile.batch)).expand_as(tile.weights)
-
-    def _groups(self, near: Tensor, batch: slice = slice(None)) -> Tensor:
-        return torch.tensor(self.groups[batch], dtype=torch.int64, device=near.device)
-
-
-# -- torch's functions ------------------------------------------------------------------------------------------------
-
-PRODUCT = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm, torch.mv)
-JOINED = (torch.stack, torch.cat, torch.concat, torch.concatenate)
-METHODS = {
-    getattr(torch, name): name
-    for name in (
-        *("sum", "mean", "amax", "argmax", "max", "detach", "clone", "squeeze", "unsqueeze", "transpose", "swapaxes"),
-        *("swapdims", "numel", "is_floating_point"),
-    )
-}
-
-
-def torch_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """torch.matmul(A, v) is A @ v, torch.sum(A, -2) is A.sum(-2), and so on."""
-    if func in PRODUCT:
-        left, *right = (*args, *kwargs.values())
-        if isinstance(left, Lazy) and len(right) == 1:
-            return left @ right[0]
-        raise TypeError(next(operand for operand in right if isinstance(operand, Lazy))._backwards)
-    if func in JOINED:
-        return _joined(func, *args, **kwargs)
-    named = dict(kwargs)
-    args = args or (named.pop("input", None),)
-    if isinstance(args[0], TensorLike):
-        if func in METHODS:
-            return getattr(args[0], METHODS[func])(*args[1:], **named)
-        if func is torch.topk:
-            return _topk(*args, **named)
-    if func is torch.diagonal:
-        raise checks.Unsupported(checks.DIAGONAL)
-    name = getattr(func, "__name__", str(func))
-    raise checks.Unsupported(f"torch.{name} does not know an attention matrix: {_instead(name)}.")
-
-
-def _topk(A: Attention, k: int, dim: int = KEYS, largest: bool = True, sorted: bool = True) -> Strongest:
-    if checks.dimension("topk", dim, A.ndim) != KEYS or not largest:
-        raise checks.Unsupported(
-            f"topk: an attention matrix has the largest weights of each query, dim=-1; got dim={dim}, largest={largest}."
-        )
-    return A.topk(k)
-
-
-def _joined(func: Any, tensors: Sequence[Any], *args: Any, **kwargs: Any) -> Tensor:
-    """torch.stack and torch.cat of lazy matrices and tensors: stored, under a guard for all of them together."""
-    result = func([torch.empty(t.shape, device="meta") for t in tensors], *args, **kwargs)  # its shape, or torch's refusal
-    bytes_each = max(torch.promote_types(t.dtype, torch.float32).itemsize for t in tensors)
-    checks.fits_dense(result.shape, bytes_each, DENSE_LIMIT, func.__name__, TAKE_LESS)
-    return func([t if isinstance(t, Tensor) else t.to_dense(limit=None) for t in tensors], *args, **kwargs)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+
+import torch
 
 from regard import checks
 from regard.backends.base import Backend
 from regard.call import Call
 from regard.readouts.base import Readout
+from regard.readouts.logsumexp import LogSumExp
 
 
 def _reference() -> Backend:
@@ -16,13 +20,20 @@ def _reference() -> Backend:
     return Reference()
 
 
+def _fused() -> Backend:
+    from regard.backends.fused import Fused
+
+    return Fused()
+
+
 def _tiled() -> Backend:
     from regard.backends.tiled import Tiled
 
     return Tiled()
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"tiled": _tiled, "reference": _reference}  # in order of preference
+BACKENDS: dict[str, Callable[[], Backend]] = {"fused": _fused, "tiled": _tiled, "reference": _reference}
+SMALL = 1 << 18  # pairs below which the first backend that can answer does: laying a plan would cost more than it saves
 
 
 def named(backend: str | Backend) -> Backend:
@@ -50,17 +61,49 @@ def _missing(make: Callable[[], Backend]) -> list[str]:
 
 
 def choose(call: Call, readout: Readout | None, demanded: str | Backend | None) -> Backend:
-    """The demanded backend, or the first that can answer; refuses with the reasons."""
+    """The demanded backend, or of those that can answer the one with the least estimated cost; refuses with the reasons."""
     if demanded is not None:
         backend = named(demanded)
         if reasons := backend.why_not(call, readout):
             raise checks.Unsupported(f"backend {backend.name!r} cannot answer: {'; '.join(reasons)}.")
         return backend
+    able: list[Backend] = []
     refused = []
     for make in BACKENDS.values():
         backend = make()
         reasons = backend.why_not(call, readout) if backend.chosen else ["it only answers when it is named"]
-        if not reasons:
+        if reasons:
+            refused.append(f"{backend.name}: {'; '.join(reasons)}")
+        elif not able and math.prod(call.shape) <= SMALL:
             return backend
-        refused.append(f"{backend.name}: {'; '.join(reasons)}")
-    raise checks.Unsupported(f"no backend can answer; {'. '.join(refused)}.")
+        else:
+            able.append(backend)
+    if not able:
+        raise checks.Unsupported(f"no backend can answer; {'. '.join(refused)}.")
+    return able[0] if len(able) == 1 else min(able, key=lambda backend: cost(backend, call))
+
+
+def assign(
+    call: Call, readouts: Sequence[Readout], demanded: str | Backend | None, known: bool
+) -> list[tuple[Backend, list[int]]]:
+    """Who answers which of the questions, in order: each passes the log-sum-exp on to the next.
+
+    Questions of the second sweep wait for the log-sum-exp. Where another backend finds it cheaper than theirs, it goes
+    first, though nobody asks it a question; then one walk answers all the rest.
+    """
+    chosen = [choose(call, readout, demanded) for readout in readouts]
+    if len(chosen) == 1 and readouts[0].sweep == "first":
+        return [(chosen[0], [0])]
+    order = sorted(dict.fromkeys(chosen), key=lambda backend: backend.first, reverse=True)
+    assigned = [(backend, [n for n, b in enumerate(chosen) if b == backend]) for backend in order]
+    if not known and demanded is None and assigned and any(readouts[n].sweep == "second" for n in assigned[0][1]):
+        with torch.no_grad():  # nobody differentiates it here
+            cheapest = choose(call, LogSumExp(), None)
+        if cheapest != assigned[0][0]:
+            assigned.insert(0, (cheapest, []))
+    return assigned
+
+
+def cost(backend: Backend, call: Call) -> float:
+    """What a walk costs, in pairs of PyTorch's fused kernel."""
+    return backend.slowness * backend.pairs(call)

@@ -38,7 +38,7 @@ class Reference(Backend):
 
     def read(self, call: Call, readouts: Sequence[Readout], log_sum: Tensor | None) -> tuple[list[Parts], Tensor]:
         with torch.autocast(call.device.type, enabled=False):
-            matrix = dense(call, log_sum)
+            matrix = dense(call, None if call.whole is None else log_sum)
             return [readout.dense(matrix) for readout in readouts], matrix.log_sum
 
 

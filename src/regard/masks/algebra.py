@@ -65,8 +65,8 @@ class Held:
 
 
 def version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; -1 where it keeps no count (inference mode)."""
-    return -1 if tensor.is_inference() else tensor._version
+    """How often a tensor was changed in place; -1 where it keeps no count (inference mode, compiled graphs)."""
+    return -1 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 class Mask(ABC):

@@ -88,8 +88,8 @@ def made_to_measure(case: Case) -> tuple[Readout, ...]:
     return (Mass(own), Mass(torch.arange(keys), keys + 2), *columns)
 
 
-def check(backend: Backend, case: Case, questions: Sequence[Readout] | None = None, gradients: bool = True) -> None:
-    """Every answer of the backend, and every gradient, within its budget of the float64 reference."""
+def check(backend: Backend | None, case: Case, questions: Sequence[Readout] | None = None, gradients: bool = True) -> None:
+    """Every answer of the backend (None: those that are chosen), and every gradient, within its budget of the reference."""
     questions = questions_for(case) if questions is None else questions
     exact = answers(Reference(), _in(case, torch.float64), questions, gradients)
     plain = answers(Reference(), case, questions, gradients)
@@ -142,7 +142,7 @@ def _finite(tensor: Tensor) -> Tensor:
     return tensor.masked_fill(tensor.isinf(), 0)
 
 
-def answers(backend: Backend, case: Case, questions: Sequence[Readout], gradients: bool = True) -> list[Answer]:
+def answers(backend: Backend | None, case: Case, questions: Sequence[Readout], gradients: bool = True) -> list[Answer]:
     """What a backend says to every question, and the gradients of a drawn mixture of all of them."""
     case = case.with_tensors(*(t.detach().requires_grad_(gradients) for t in case.tensors))
     A = regard.attention(case.query, case.key, **case.options(), backend=backend)

@@ -19,6 +19,7 @@ from regard.backends.tiled.backward import Asked, backward
 from regard.backends.tiled.forward import flat, forward, split
 from regard.backends.tiled.second import TWICE, Backward, Spec, once
 from regard.call import Call, transformed
+from regard.plan import lay
 from regard.readouts.base import FinishedReadout, OnlineReadout, Parts, Readout
 
 
@@ -32,6 +33,7 @@ class Tiled(Backend):
     least_rows: int = 16
 
     name: ClassVar[str] = "tiled"
+    slowness: ClassVar[float] = 2.5
     about: ClassVar[str] = "PyTorch tile by tile, any device, O(n) memory"
 
     def why_not(self, call: Call, readout: Readout | None = None) -> list[str]:
@@ -42,7 +44,13 @@ class Tiled(Backend):
             reasons.append("torch.func transforms (vmap, grad, jvp, …) do not go through it; backend='reference' is dense")
         return reasons
 
+    def pairs(self, call: Call) -> int:
+        batch, heads, _, _ = call.shape
+        return batch * heads * lay(call.mask, call.axes, call.offset, self.grain, self.grain).visible
+
     def read(self, call: Call, readouts: Sequence[Readout], log_sum: Tensor | None) -> tuple[list[Parts], Tensor]:
+        if call.whole is None and log_sum is not None:
+            log_sum = log_sum.detach()  # known, and a function of the queries and keys all the same
         operands = [t for readout in readouts for t in readout.operands]
         tensors = (*call.tensors, *operands)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (log_sum, *tensors)):
@@ -50,6 +58,21 @@ class Tiled(Backend):
         else:
             found = flat(*forward(self, call, readouts, log_sum))
         return split(found, readouts)
+
+    def gradients(
+        self,
+        call: Call,
+        readouts: Sequence[Readout],
+        log_sum: Tensor | None,
+        answers: Sequence[Parts],
+        grads: Sequence[tuple[Tensor | None, ...]],
+    ) -> tuple[Sequence[Tensor | None], Tensor | None]:
+        if log_sum is None:
+            raise AssertionError("a backward begins with the log-sum-exp")
+        spec = Spec(self, call, tuple(readouts), call.whole is not None)
+        tensors = (*call.tensors, *(t for readout in readouts for t in readout.operands))
+        found, delta = _first(spec, list(answers), list(grads), log_sum, None, tensors)
+        return found, -delta if spec.given else None
 
 
 class _Read(torch.autograd.Function):
@@ -65,7 +88,7 @@ class _Read(torch.autograd.Function):
         kinds = [kind for readout in readouts for kind in readout.differentiable]
         ctx.mark_non_differentiable(*(part for part, kind in zip(found, kinds, strict=False) if not kind))
         ctx.save_for_backward(*found, *tensors)  # through autograd, so that a change in place is noticed
-        ctx.spec = Spec(tiled, call.without_tensors(), tuple(r.without_operands() for r in readouts), log_sum is not None)
+        ctx.spec = Spec(tiled, call.without_tensors(), tuple(r.without_operands() for r in readouts), call.whole is not None)
         ctx.outputs = len(found)
         ctx.set_materialize_grads(False)  # an answer that nobody differentiates costs nothing
         return found

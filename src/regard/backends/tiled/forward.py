@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from regard.backends.tiled.walk import Tiling, Walk
 from regard.call import Call
 from regard.plan import Plan
-from regard.readouts.base import LEAST, FinishedReadout, OnlineReadout, Parts, Place, Readout, Scored, Swept
+from regard.readouts.base import LEAST, Finished, FinishedReadout, OnlineReadout, Parts, Place, Readout, Scored, Swept
 from regard.scoring import HIDDEN
 
 
@@ -36,25 +37,64 @@ def forward(tiling: Tiling, call: Call, readouts: Sequence[Readout], log_sum: Te
         online = [r for r in readouts if isinstance(r, OnlineReadout)]
         finished = [r for r in readouts if isinstance(r, FinishedReadout)]
         answers: dict[int, Parts] = {}
+        second = Second.of(call, finished)
         if online or log_sum is None:
-            parts, log_sum = _row_sweep(walk, online, log_sum)
+            along = second if log_sum is not None else None  # exact weights already: one walk for everything
+            parts, found = _row_sweep(walk, online, log_sum, along)
             answers |= {id(r): p for r, p in zip(online, parts, strict=True)}
-        if finished:
-            answers |= {id(r): p for r, p in zip(finished, _second_sweep(walk, finished, log_sum), strict=True)}
+            if finished and along is None:
+                second.sweep(walk, found)
+            log_sum = found
+        elif finished:
+            second.sweep(walk, log_sum)
+        answers |= {id(r): r.finish(state, call) for r, state in zip(finished, second.states, strict=True)}
         return [answers[id(r)] for r in readouts], log_sum
 
 
-def _row_sweep(walk: Walk, readouts: Sequence[OnlineReadout], given: Tensor | None) -> tuple[list[Parts], Tensor]:
+@dataclass(frozen=True)
+class Second:
+    """Questions that are given exact weights, and what they have gathered."""
+
+    readouts: Sequence[FinishedReadout]
+    states: list[Any]
+
+    @staticmethod
+    def of(call: Call, readouts: Sequence[FinishedReadout]) -> Second:
+        return Second(readouts, [readout.start(call) for readout in readouts])
+
+    def wanted(self, place: Place) -> bool:
+        return any(readout.touches(place.call, place.rows, place.columns) for readout in self.readouts)
+
+    def add(self, tile: Finished) -> None:
+        for readout, state in zip(self.readouts, self.states, strict=True):
+            if readout.touches(tile.call, tile.rows, tile.columns):
+                readout.add(state, tile)
+
+    def sweep(self, walk: Walk, log_sum: Tensor) -> None:
+        for seen in walk.tiles(log_sum, self.wanted):
+            self.add(seen.weights)
+
+
+def _row_sweep(
+    walk: Walk, readouts: Sequence[OnlineReadout], given: Tensor | None, along: Second | None
+) -> tuple[list[Parts], Tensor]:
     chunks: list[list[tuple[Tensor, ...]]] = []
     for batch, plan in walk.chunks():
-        chunks.append([_sweep_rows(walk, readouts, given, batch, plan, row, rows) for row, rows in walk.rows(plan)])
+        chunks.append([_sweep_rows(walk, readouts, given, along, batch, plan, row, rows) for row, rows in walk.rows(plan)])
     parts = range(len(chunks[0][0]))
     joined = [torch.cat([torch.cat([rows[n] for rows in chunk], 2) for chunk in chunks], 0) for n in parts]
     return split(joined, readouts)
 
 
 def _sweep_rows(
-    walk: Walk, readouts: Sequence[OnlineReadout], given: Tensor | None, batch: slice, plan: Plan, row: int, rows: slice
+    walk: Walk,
+    readouts: Sequence[OnlineReadout],
+    given: Tensor | None,
+    along: Second | None,
+    batch: slice,
+    plan: Plan,
+    row: int,
+    rows: slice,
 ) -> tuple[Tensor, ...]:
     """The answers and the log-sum-exp of one row of tiles."""
     query = walk.query(batch, rows)
@@ -76,6 +116,8 @@ def _sweep_rows(
         where = {name: getattr(seen, name) for name in ("call", "batch", "rows", "columns", "hidden")}
         tile = Scored(**where, scores=scores, centred=centred, weights=weights, total=here, rise=rise, rescale=rescale)
         states = [readout.merge(state, tile) for readout, state in zip(readouts, states, strict=True)]
+        if along is not None:
+            along.add(Finished(**where, weights=weights, log_weights=centred.clamp_min(LEAST)))
         peak = higher
     empty = peak == HIDDEN
     gap = total.masked_fill(empty, 1).log() if given is None else torch.zeros_like(peak)
@@ -89,17 +131,3 @@ def _sinks(call: Call, query: Tensor) -> Tensor:
     """What a row holds before it saw a key: its sink, or nothing."""
     nothing = query.new_full(query.shape[:3], HIDDEN)
     return nothing if call.sinks is None else nothing.copy_(call.sinks.to(query.dtype)[:, None])
-
-
-def _second_sweep(walk: Walk, readouts: Sequence[FinishedReadout], log_sum: Tensor) -> list[Parts]:
-    states = [readout.start(walk.call) for readout in readouts]
-
-    def wanted(place: Place) -> bool:
-        return any(readout.touches(walk.call, place.rows, place.columns) for readout in readouts)
-
-    for seen in walk.tiles(log_sum, wanted):
-        tile = seen.weights
-        for readout, state in zip(readouts, states, strict=True):
-            if readout.touches(walk.call, tile.rows, tile.columns):
-                readout.add(state, tile)
-    return [readout.finish(state, walk.call) for readout, state in zip(readouts, states, strict=True)]

@@ -1,0 +1,45 @@
+"""Runs of indices whose ends may be symbols, as they are while a graph is traced: a range would ask for numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+
+@dataclass(frozen=True)
+class Span:
+    """start, start + step, …, below stop; step ≥ 1."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+    @property
+    def count(self) -> int:
+        """How many there are; len() would ask for a number."""
+        return (self.stop - self.start + self.step - 1) // self.step
+
+    def __getitem__(self, part: slice | int) -> Any:
+        """One of them, counted from 0, or a slice, as a range answers."""
+        if not isinstance(part, slice):
+            return self.start + part * self.step
+        count = self.count
+        first, last = _end(part.start, count, 0), _end(part.stop, count, count)
+        begin = self.start + first * self.step
+        end = self.start + torch.sym_max(first, last) * self.step
+        return Span(begin, end, self.step * (1 if part.step is None else part.step))
+
+
+def _end(given: int | None, count: int, otherwise: int) -> Any:
+    """One end of a slice of so many things."""
+    if given is None:
+        return otherwise
+    return torch.sym_max(given + count, 0) if given < 0 else torch.sym_min(given, count)
+
+
+def axis(length: int) -> Sequence[int]:
+    """All indices of an axis."""
+    return cast(Sequence[int], Span(0, length)) if torch.compiler.is_compiling() else range(length)
