@@ -2,9 +2,9 @@
 
     python benchmarks/linear.py [--append]
 
-One head, dim 64, bfloat16, causal & (window(1024, 0) | prefix(4)): output + entropy + top-8 + received + pool((64, 64)), at 65,536
-and 131,072 tokens, each in processes of its own, interleaved. Reports the median ratio of the times and the most memory beyond
-the inputs; exits with 1 above a ratio of 2.3 or 1 GiB. Measured on 2 cores: about a minute.
+One head, dim 64, bfloat16, causal & (window(1024, 0) | prefix(4)): output + entropy + top-8 + received + pool((64, 64)), at
+65,536 and 131,072 tokens, each in processes of its own, interleaved. Reports the median ratio of the times and the most
+memory beyond the inputs; exits with 1 above a ratio of 2.3 or 1 GiB. Measured on 2 cores: about a minute.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main() -> int:
     found: dict[int, list[dict[str, float]]] = {SHORT: [], LONG: []}
     for _ in range(ROUNDS):
         for tokens, results in found.items():
-            said = subprocess.run([sys.executable, __file__, "--tokens", str(tokens)], capture_output=True, text=True, check=True)
+            command = [sys.executable, __file__, "--tokens", str(tokens)]
+            said = subprocess.run(command, capture_output=True, text=True, check=True)
             results.append(json.loads(said.stdout))
             print(tokens, results[-1])
     pairs = zip(found[SHORT], found[LONG], strict=True)

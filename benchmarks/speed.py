@@ -1,4 +1,4 @@
-"""How fast the tiled backend is beside PyTorch, in one run: its fused attention (output only) and eager attention with weights.
+"""How fast a matrix is beside PyTorch, in one run: its fused attention (output only) and eager attention with weights.
 
     python benchmarks/speed.py [--rounds 7]
 
@@ -56,7 +56,7 @@ def main() -> None:
         q, k, v = (torch.randn(shape) for _ in range(3))
 
         def matrix(q: Tensor = q, k: Tensor = k) -> regard.Attention:
-            return regard.attention(q, k, mask=causal, backend="tiled")
+            return regard.attention(q, k, mask=causal)
 
         def everything(v: Tensor = v) -> object:
             return matrix().read(TopK(8), Entropy(), Received(), value=v)

@@ -163,7 +163,8 @@ CALL = [
     row(
         Unsupported,
         lambda: matrix().read(Odd()),
-        "no backend can answer; fused: it answers the output and the log-sum-exp, and not odd. tiled: Odd is neither an OnlineReadout nor a FinishedReadout. reference: it only",
+        "no backend can answer; fused: it answers the output and the log-sum-exp, and not odd. tiled: Odd is neither an OnlineR",
+        "FinishedReadout. reference: it only answers when it is named.",
     ),
 ]
 
@@ -765,7 +766,41 @@ ALGEBRA = [
     ),
 ]
 
-ROWS = [*ALGEBRA, *READOUTS, *CALL, *MASKS, *PACKED, *BIASES_AND_SCORES, *QUESTIONS, *TENSORS]
+JAGGED = torch.nested.nested_tensor([torch.ones(2).bool(), torch.ones(3).bool()], layout=torch.jagged)
+
+ATTACKS = [
+    row(TypeError, lambda: padding(keep=JAGGED), "padding(keep=…): needs a dense tensor; got a nested one.", "documents(ids)"),
+    row(TypeError, lambda: dense(YES.to_sparse()), "dense: needs a dense tensor; got layout torch.sparse_coo."),
+    row(TypeError, lambda: padding(torch.tensor([3, 4]).to_sparse()), "padding: needs a dense tensor; got layout"),
+    row(TypeError, lambda: matrix(offset=torch.tensor([3, 4]).to_sparse()), "attention: offset: needs a dense tensor; got"),
+    row(ValueError, lambda: padding(torch.tensor([-3, 2])), "padding: lengths must be at least 0; got -3."),
+    row(
+        ValueError,
+        lambda: matrix(mask=where(lambda b, h, i, j: i > zeros(5, 6, device="meta"))).entropy(),
+        "where(<lambda>): the function failed on indices on cpu; tensors that it holds must be there too",
+        "PyTorch said '",
+    ),
+    row(TypeError, lambda: where(lambda b, h, i: b), "where: the function must take (batch, head, query, key); got one with"),
+    row(
+        IndexError,
+        lambda: causal.allows(0, 0, torch.arange(3), torch.arange(4)),
+        "allows: causal cannot be looked up there (batch (), head (), query (3,), key (4,), offset ())",
+    ),
+    row(TypeError, lambda: causal.allows(0, 0, 1, 2, 1.5), "allows: batch, head, query and key are integers; got torch.float"),
+    row(TypeError, lambda: causal.draw(5, 3, 1.5), "draw: offset must be an integer; got 1.5."),
+    row(ValueError, lambda: matrix(softcap=10**400), "attention: softcap must be a finite number above 0; got 1000"),
+    row(ValueError, lambda: matrix(sinks=10**400), "attention: sinks must be below infinity; got 1000"),
+    row(ValueError, lambda: matrix(offset=torch.tensor([0, 2**62])), "attention: offset must be at most 2**60; got"),
+    row(TooLarge, lambda: matrix().pool((10**7, 10**7)), "pool: (10000000, 10000000) bins for each of 8 heads"),
+    row(ValueError, lambda: regard.scores.cosine(torch.tensor([1.0, 0.0])), "cosine: temperatures must be above 0; got 0."),
+    row(
+        ShapeError,
+        lambda: matrix(score=regard.scores.additive(zeros(8, 0), zeros(8, 0), zeros(0))),
+        "additive needs at least one hidden unit; got none",
+    ),
+]
+
+ROWS = [*ATTACKS, *ALGEBRA, *READOUTS, *CALL, *MASKS, *PACKED, *BIASES_AND_SCORES, *QUESTIONS, *TENSORS]
 
 
 @pytest.fixture(autouse=True)
@@ -834,7 +869,7 @@ def test_every_sentence_has_a_row():
 
 def test_every_function_of_checks_says_something():
     """A helper that refuses nothing would escape the test above."""
-    plain = {"_shape", "human", "reach"}
+    plain = {"_number", "_shape", "human", "reach"}
     tree = ast.parse(Path(checks.__file__).read_text(encoding="utf-8"))
     saying = {n.name for n in tree.body if isinstance(n, ast.FunctionDef) for x in ast.walk(n) if isinstance(x, ast.Raise)}
     assert {n.name for n in tree.body if isinstance(n, ast.FunctionDef)} == saying | plain

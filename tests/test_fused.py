@@ -124,16 +124,12 @@ def test_reasons():
     assert "scale above 0" in why(scale=-1.0)
     assert "its own offset" in why(offset=torch.tensor([1, 2]), mask=causal)
     assert "not entropy" in why(Entropy())
-    assert "no run" in "; ".join(Fused().why_not(regard.attention(Q, K)[..., [0, 2, 1], :].call if False else _picked().call))
+    assert "no run" in "; ".join(Fused().why_not(regard.attention(Q, K)[:, :, ::2].call))
     assert "the matrix is empty" in "; ".join(Fused().why_not(regard.attention(Q[..., :0, :], K).call))
     with pytest.raises(regard.Unsupported, match=r"backend 'fused' cannot answer: it answers the output .* not entropy"):
         regard.attention(Q, K, backend="fused").entropy()
     with pytest.raises(regard.Unsupported, match="no dropout"):
         _ = regard.attention(Q, K, backend="fused").dropout(0.5, 0) @ V
-
-
-def _picked() -> regard.Attention:
-    return regard.attention(Q, K)[:, :, ::2]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -142,7 +138,6 @@ def test_what_is_hidden_stays_hidden(bad):
     k, v = K.clone(), V.clone()
     k[1, :, 7], v[1, :, 8] = bad, bad
     A = regard.attention(Q, k, mask=mask)
-    assert A.explain().lines[0].backend == "fused" or True
     torch.testing.assert_close(A @ v, regard.attention(Q, K, mask=mask) @ V)
     assert "NaN or infinity" in Fused().why_not(A.call)[0]
     seen = regard.attention(Q, k) @ v  # everyone sees it: the kernel may, too

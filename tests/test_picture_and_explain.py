@@ -54,6 +54,7 @@ def test_explanation_in_full(monkeypatch):
     two_backends(monkeypatch)
     nothing_is_computed(monkeypatch)
     A = matrix(mask=causal & window(2, 0))
+    inputs = 4 * (2 * 4 * 5 * DIM + 2 * 2 * 6 * DIM)
     pairs = 2 * 4 * 5 * 6  # one tile holds the whole matrix, so everything is computed
     assert repr(A.explain(Entropy(), Received())) == "\n".join(
         [
@@ -66,8 +67,10 @@ def test_explanation_in_full(monkeypatch):
             "· · · ■ ■ ■",
             "5 queries × 6 keys (batch row 0, head 0)",
             "computed: 240 of 240 weights (100.0%); stored: none (dense: 960 B)",
-            f"Entropy(): first sweep by tiled, {2 * pairs * DIM / 1e9:.3g} GFLOP, answer 160 B",
-            f"Received(): second sweep by tiled, {2 * pairs * 2 * DIM / 1e9:.3g} GFLOP, answer 192 B",
+            f"Entropy(): first sweep by tiled, {2 * pairs * DIM / 1e9:.3g} GFLOP, {(inputs + 160) / 1024:.3g} KiB moved, "
+            "answer 160 B",
+            f"Received(): second sweep by tiled, {2 * pairs * 2 * DIM / 1e9:.3g} GFLOP, {(inputs + 192) / 1024:.3g} KiB moved, "
+            "answer 192 B",
             "not reference: it only answers when it is named",
         ]
     )
@@ -107,7 +110,7 @@ def test_all_that_a_matrix_has_beside_its_mask_is_named_and_counted(monkeypatch)
     A = matrix(**options, score=additive(torch.zeros(DIM, 3), torch.zeros(DIM, 3), torch.zeros(3)), backend="tiled")
     explained = A.dropout(0.25, 7).explain(Received())
     assert explained.terms == (
-        "score: Σ v · tanh(q + k) over 3 hidden units",
+        "score: additive(8×3, 8×3, 3)",
         "bias: alibi(4) + relative(4×5, clipped())",
         "softcap: 30.0",
         "sinks: learned",
@@ -178,7 +181,7 @@ def test_refusals_are_listed_with_all_their_reasons(monkeypatch):
     assert entropy.refused[0] == ("picky", ("its tiles are too small", "it is tired"))
     assert received.backend == "picky"
     assert received.refused == (
-        ("tiled", ("another one comes first",)),
+        ("tiled", ("picky comes first, and so small a matrix is not worth a comparison",)),
         ("reference", ("it only answers when it is named",)),
     )
     assert "not picky: its tiles are too small; it is tired\n" in repr(matrix().explain(Entropy()))

@@ -5,7 +5,7 @@ The matrix of attention weights as a lazy value: ask it anything, exactly, in O(
 
 from typing import TYPE_CHECKING, Any
 
-from regard import backends, masks, readouts
+from regard import backends, biases, masks, readouts, scores
 from regard.attention import Attention, Reading, attention
 from regard.checks import Changed, ShapeError, TooLarge, Unsupported
 
@@ -24,9 +24,11 @@ __all__ = [
     "Unsupported",
     "attention",
     "backends",
+    "biases",
     "load",
     "masks",
     "readouts",
+    "scores",
 ]
 
 

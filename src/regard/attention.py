@@ -12,7 +12,7 @@ from torch import Tensor
 from regard import backends, checks, compiled, readouts
 from regard.backends.base import Backend
 from regard.biases import Bias
-from regard.call import Call, reduce
+from regard.call import Call, cast, reduce
 from regard.compiled.spans import axis
 from regard.dropout import Dropout
 from regard.explain import Explanation, explain
@@ -22,7 +22,7 @@ from regard.lazy import DENSE_LIMIT, Lazy
 from regard.masks import Mask, full
 from regard.plan import Axes
 from regard.readouts.base import Readout
-from regard.readouts.divergence import KL
+from regard.readouts.divergence import KL, alike
 from regard.readouts.output import Output
 from regard.readouts.rows import Weights
 from regard.readouts.transposed import Transposed
@@ -54,7 +54,8 @@ def attention(
             h // (heads // kv_heads).
         mask: who may meet, from `regard.masks`; True = may attend. None = everyone.
         bias: what is added to the scores, from `regard.biases`: alibi, relative, dense, and sums of them; -inf hides a pair.
-        score: how a query and a key are compared, from `regard.scores`; None = the dot product.
+        score: how a query and a key are compared, from `regard.scores`; None = the dot product. What it is reduced to is part
+            of the graph: two backwards through one matrix need retain_graph=True, or one A.read(…) for all questions.
         scale: what the scores are multiplied with; None = 1/√dim for the dot product (every other score says its own).
         softcap: c > 0 makes scores c · tanh(score / c), before the bias (Gemma Team 2024).
         sinks: one more logit per row, (heads,) or one number for all: rows sum to less than 1 (Xiao et al. 2023); 0.0 is
@@ -67,13 +68,16 @@ def attention(
         ShapeError: shapes that do not fit together. TypeError, ValueError: dtypes, devices, masks that do not.
 
     A query that may see no key has output 0, weights 0, entropy 0 and log-sum-exp -inf. Scores, softmax and sums are
-    float32 for float16 and bfloat16. Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1.
+    float32 for float16 and bfloat16. Under torch.autocast, query, key and value are cast to its dtype, as
+    scaled_dot_product_attention casts them; float64 stays. Inside torch.compile a product is an operator of the graph: see
+    `regard.compiled`. Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1.
 
     >>> x = torch.randn(5, 8)
     >>> A = regard.attention(x, x)
     >>> A.shape, (A @ x).shape
     (torch.Size([5, 5]), torch.Size([5, 8]))
     """
+    query, key = cast(query), cast(key)
     q, k = checks.query_and_key(query, key, same_dim=score is None)
     layout = Layout.of(tuple(q.shape))
     folded_query, folded_key = layout.fold(q), layout.fold(k)
@@ -232,18 +236,19 @@ class Attention(TensorLike):
 
         In O(n) memory, differentiable by both: distillation at any length. Rows that are +inf have no gradient.
         """
-        return self._one(KL.between("A.kl(B)", self, other))
+        A, B = alike("A.kl(B)", self, other)
+        return A._one(KL.to(B))
 
     def js(self, other: Attention) -> Tensor:
         """The Jensen-Shannon divergence ½ KL(A ‖ M) + ½ KL(B ‖ M), M = (A + B) / 2, in nats, (…, heads, queries)."""
-        here, there = KL.between("A.js(B)", self, other, mixed=True), KL.between("A.js(B)", other, self, mixed=True)
-        return (self._one(here) + other._one(there)) / 2
+        A, B = alike("A.js(B)", self, other)
+        return (A._one(KL.to(B, mixed=True)) + B._one(KL.to(A, mixed=True))) / 2
 
     def dropout(self, p: float, seed: int) -> Attention:
         """The same matrix, whose products A @ v and A.mT @ r use weights that are 0 with probability p, else 1/(1 - p) times.
 
         Which ones is decided by seed, batch row, head, query and key alone, so that a part of the matrix, every backend and
-        the backward agree. Questions are about the weights before dropout. Source: Srivastava et al. 2014.
+        the backward agree. Questions are about the weights before dropout; a second dropout takes the first one's place. Source: Srivastava et al. 2014.
         """
         dropped = replace(self, drop=Dropout(p, seed))
         dropped._memo.extend(self._memo)
@@ -251,7 +256,7 @@ class Attention(TensorLike):
 
     def explain(self, *questions: Readout) -> Explanation:
         """Which backend answers which question, what it costs, and why no other does; nothing is computed."""
-        return explain(self.call, questions, self.backend, self.drop)
+        return explain(self.call, questions, self.backend, self.drop, bool(self._memo))
 
     # -- how a question is answered -----------------------------------------------------------------------------------
 
@@ -264,6 +269,8 @@ class Attention(TensorLike):
         if torch.compiler.is_compiling():
             return compiled.ask(self.call, questions, self.backend)
         self.call.check_unchanged()
+        for question in questions:
+            question.check_unchanged()
         log_sum = self._known()
         answers: dict[int, tuple[Tensor, ...]] = {}
         for backend, places in backends.assign(self.call, questions, self.backend, log_sum is not None):
@@ -295,7 +302,7 @@ class Attention(TensorLike):
 
     def _value(self, value: Tensor) -> Tensor:
         heads = (self.call.key.shape[1], self.call.shape[1])
-        return self._operand("A @ v", "values", "keys", value, self.call.shape[3], heads)
+        return self._operand("A @ v", "values", "keys", cast(value), self.call.shape[3], heads)
 
     def _operand(self, operation: str, name: str, axis: str, given: Tensor, length: int, heads: tuple[int, ...]) -> Tensor:
         tensor = checks.operand(operation, name, given, self.device)

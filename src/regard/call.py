@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Call:
     """Scores softcap(scale · query · keyᵀ) + bias under a mask. Head h meets key head h // (heads // kv_heads).
 
-    Other score functions come reduced to the dot product; with `combine` the pair is Bahdanau's: Σ_m combine_m
-    tanh(scale · query_m + key_m).
+    Other score functions come reduced to the dot product; with `combine` it is Bahdanau's, scale · Σ_m combine_m
+    tanh(query_m + key_m). What the user gave to compare is said in `compared`.
     """
 
     query: Float[Tensor, "batch heads queries dim"]
@@ -39,6 +39,7 @@ class Call:
     softcap: float | None = None
     sinks: Float[Tensor, " heads"] | None = None  # one more logit per row, whose weight goes to no key
     combine: Float[Tensor, "heads_or_1 dim"] | None = None
+    compared: str | None = None
     stated: torch.dtype | None = None  # the dtype of the user's query, where the reduced one has another
     whole: Call | None = None  # set on a part of the keys: the call over all of them, whose log-sum-exp normalises both
     watched: tuple[tuple[Tensor, int], ...] = field(default=(), repr=False)
@@ -79,6 +80,8 @@ class Call:
 
     def constant(self) -> Call:
         """The same call without a graph."""
+        if not any(t.requires_grad for t in self.tensors) and self.whole is None:
+            return self
         whole = None if self.whole is None else self.whole.constant()
         return replace(self.with_tensors(*(t.detach() for t in self.tensors)), whole=whole)
 
@@ -109,13 +112,17 @@ class Call:
     def extras(self) -> dict[str, Any]:
         """What a sentence says about the matrix beside its mask."""
         sinks = None if self.sinks is None else "learned" if self.sinks.requires_grad else "given"
-        return {n: v for n, v in (("bias", self.bias), ("softcap", self.softcap), ("sinks", sinks)) if v is not None}
+        said = {"score": self.compared, "bias": self.bias, "softcap": self.softcap, "sinks": sinks}
+        return {name: value for name, value in said.items() if value is not None}
 
     def watching(self, *tensors: Tensor) -> Call:
         """The same call, which refuses to answer once one of the tensors, or of the mask's, was changed in place."""
         if torch.compiler.is_compiling():
             return self  # a graph is made of values: nothing in it changes in place
-        return replace(self, watched=tuple((t, version(t)) for t in (*tensors, *self.mask.tensors())))
+        watched = tuple([(t, version(t)) for t in (*tensors, *self.mask.tensors())])
+        copy = object.__new__(Call)  # dataclasses.replace takes several times as long, and every small product waits for it
+        copy.__dict__.update(self.__dict__, watched=watched)
+        return copy
 
     @property
     def steady(self) -> bool:
@@ -183,9 +190,25 @@ def reduce(call: Call, score: Score) -> Call:
         t.masked_fill(b.repeat_interleave(t.shape[1] // max(b.shape[1], 1), 1), torch.nan)
         for t, b in zip(reduced, bad, strict=True)
     )
-    return replace(call, query=query, key=key, combine=score.combine, stated=call.query.dtype)
+    said = None if torch.compiler.is_compiling() else str(score)
+    return replace(call, query=query, key=key, combine=score.combine, compared=said, stated=call.query.dtype)
+
+
+def cast(tensor: Any) -> Any:
+    """A query, key or value as PyTorch's own attention takes it: under torch.autocast in its dtype, except float64."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in checks.FLOATS[:-1]:
+        return tensor
+    kind = tensor.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
 
 
 def transformed(*tensors: Tensor) -> bool:
     """Whether torch.func (vmap, grad, jvp, …) wraps one of the tensors."""
     return any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
+
+
+def dual(*tensors: Tensor) -> bool:
+    """Whether a forward-mode derivative rides on one of the tensors."""
+    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from regard.scores import Score
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
 ANSWER_LIMIT = 1 << 30  # bytes of an answer with more numbers per query than there are keys
 
 MASK_AS_BOOLEAN = "a mask is not true or false: combine masks with & | ~ instead of and, or, not; got `{mask}`."
@@ -41,6 +42,13 @@ ONCE_IN_A_GRAPH = (
 INDEX_IN_A_GRAPH = (
     "A[…]: a compiled graph takes integers and slices; for chosen queries or keys ask A.read(Rows((0, 3))) or "
     "A.read(Columns((0, 3)))."
+)
+BUILT_IN_A_GRAPH = (
+    "attention: this matrix was built inside a compiled function, and cannot be asked outside of it: ask it inside and return "
+    "the answers, or return query and key and build it outside."
+)
+VMAP_IN_A_GRAPH = (
+    "torch.vmap: a compiled graph has no rule for it; give query and key their batch dimensions instead, (…, heads, n, dim)."
 )
 FARTHEST = 1 << 60  # no position lies beyond: larger numbers mean "without end", and stay clear of what an int64 can hold
 
@@ -67,6 +75,14 @@ class Changed(RuntimeError):
 
 def _shape(tensor: Tensor) -> str:
     return listed(tensor.shape)
+
+
+def one_of(number: int, *allowed: int | None) -> bool:
+    """Whether it is one of them; not by `in`, with which torch.compile finds no symbols."""
+    found = False
+    for other in allowed:
+        found = found or number == other
+    return found
 
 
 def listed(sizes: Iterable[int]) -> str:
@@ -158,34 +174,42 @@ def scale(value: float | None, default: float) -> float:
     """A finite number; None = what the score says."""
     if value is None:
         return default
-    try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
-    except OverflowError:
-        number = math.inf
+    number = _number(value)
     if not -math.inf < number < math.inf:
         raise TypeError(f"attention: scale must be a finite number; got {value!r}.")
     return number
+
+
+def _number(value: object) -> float:
+    """A number as a float, NaN if it is none, infinity if it is too large for one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def softcap(value: float | None) -> float | None:
     """A finite number above 0."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    number = _number(value)
+    if not 0 < number < math.inf:
         raise ValueError(f"attention: softcap must be a finite number above 0; got {value!r}.")
-    return float(value)
+    return number
 
 
 def sinks(value: object, heads: int, device: torch.device) -> Tensor:
     """One logit per head, or one for all of them."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not value < math.inf:
+        if not _number(value) < math.inf:
             raise ValueError(f"attention: sinks must be below infinity; got {value!r}.")
-        return torch.tensor(float(value), device=device)
+        return torch.tensor(_number(value), device=device)
     given = tensor("attention", "sinks", value)
     if given.device != device:
         raise ValueError(f"attention: sinks and query must be on one device; got {given.device} and {device}.")
-    if given.ndim > 1 or given.numel() not in (1, heads):
+    if given.ndim > 1 or not one_of(given.numel(), 1, heads):
         raise ShapeError(f"attention: sinks must be one number per head, shape ({heads},); got shape {_shape(given)}.")
     return given
 
@@ -217,11 +241,14 @@ def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> i
         return whole_number("attention", "offset", value, least=-FARTHEST)
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"attention: offset must be None, an int or an integer tensor of shape (batch,); got {value!r}.")
+    _stored("attention: offset", value)
     if value.ndim == 0:
         return value.expand(batch) if torch.compiler.is_compiling() else int(value)
     if tuple(value.shape) != (batch,):
         raise ShapeError(f"attention: offset must have shape (batch,) = ({batch},); got {_shape(value)}.")
-    return value if torch.compiler.is_compiling() else tuple(value.tolist())
+    if torch.compiler.is_compiling():
+        return value
+    return tuple(whole_number("attention", "offset", n, least=-FARTHEST) for n in value.tolist())
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------
@@ -244,10 +271,20 @@ def _refuse_tensor_mask(operation: str, value: Tensor) -> NoReturn:
     )
 
 
+def _stored(operation: str, value: Tensor) -> None:
+    """A tensor that stores every number: no jagged, no sparse one."""
+    if value.is_nested or value.layout != torch.strided:
+        raise TypeError(
+            f"{operation}: needs a dense tensor; got {'a nested one' if value.is_nested else f'layout {value.layout}'}. Sequences "
+            "of different lengths are padded, masks.padding(lengths), or packed, masks.documents(ids)."
+        )
+
+
 def boolean_mask(operation: str, value: object, most: int) -> Tensor:
     """A boolean tensor of at least one and at most so many dimensions."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{operation}: needs a boolean tensor; got {type(value).__name__}.")
+    _stored(operation, value)
     if value.dtype != torch.bool:
         _refuse_tensor_mask(operation, value)
     if not 1 <= value.ndim <= most:
@@ -256,7 +293,8 @@ def boolean_mask(operation: str, value: object, most: int) -> Tensor:
 
 
 def lengths_tensor(value: Tensor) -> Tensor:
-    """A one-dimensional tensor of lengths."""
+    """A one-dimensional tensor of lengths, none below 0 as far as one can see without waiting for a device."""
+    _stored("padding", value)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         hint = "; a boolean tensor of kept keys is padding(keep=tensor)" if value.dtype == torch.bool else ""
         raise TypeError(f"padding: lengths must be integers; got {value.dtype} of shape {_shape(value)}{hint}.")
@@ -265,6 +303,8 @@ def lengths_tensor(value: Tensor) -> Tensor:
             f"padding: lengths must have shape (batch,); got {_shape(value)}. "
             "A mask of kept keys is padding(keep=tensor.bool())."
         )
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and int(value.min()) < 0:
+        raise ValueError(f"padding: lengths must be at least 0; got {int(value.min())}.")
     return value
 
 
@@ -303,6 +343,11 @@ def cu_seqlens(name: str, value: object) -> Tensor:
     begins = ids("documents", name, value)
     if begins.ndim != 1 or len(begins) == 0:
         raise ShapeError(f"documents: {name} must have shape (documents + 1,), as [0, 3, 10] has; got shape {_shape(begins)}.")
+    if torch.compiler.is_compiling():
+        raise Unsupported(
+            f"documents: a compiled graph does not look at numbers, and {name} is made of them: make the mask outside, or from "
+            "ids, documents(ids)."
+        )
     steps = begins.long().diff()
     if begins[0] != 0 or (steps < 0).any():
         falls = (steps < 0).nonzero().flatten().tolist()
@@ -367,11 +412,34 @@ def indices(operation: str, value: object, device: torch.device | None) -> Tenso
     return tensor.long()
 
 
+def not_looked_up(error: Exception, expression: str, pairs: Sequence[Tensor]) -> NoReturn:
+    """Pairs that do not broadcast, or lie outside of what a mask knows."""
+    names = ("batch", "head", "query", "key", "offset")
+    shapes = ", ".join(f"{name} {_shape(t)}" for name, t in zip(names, pairs, strict=True))
+    raise IndexError(f"allows: {expression} cannot be looked up there ({shapes}); PyTorch said {str(error).replace('torch.Size', '')!r}.") from error
+
+
 def function(operation: str, value: object) -> Callable[..., Any]:
     """Something that can be called."""
     if not callable(value):
         raise TypeError(f"{operation}: needs a function of (batch, head, query, key); got {type(value).__name__}.")
+    if torch.compiler.is_compiling():
+        return value  # which a compiled graph refuses as a mask
+    try:
+        inspect.signature(value).bind(0, 0, 0, 0)
+    except ValueError:  # a function of C says nothing about its arguments
+        return value
+    except TypeError as error:
+        raise TypeError(f"{operation}: the function must take (batch, head, query, key); got one with {error}.") from error
     return value
+
+
+def where_failed(error: RuntimeError, device: torch.device, expression: str) -> NoReturn:
+    """What went wrong inside a where function."""
+    raise ValueError(
+        f"{expression}: the function failed on indices on {device}; tensors that it holds must be there too, and broadcast with "
+        f"them. PyTorch said {str(error)!r}."
+    ) from error
 
 
 def where_result(value: object, wanted: torch.Size, device: torch.device, expression: str) -> Tensor:
@@ -450,7 +518,7 @@ def entries_fit(by: Entries, table: Tensor) -> None:
 
 def temperature(value: object) -> float:
     """A finite number above 0."""
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    number = _number(value)
     if not 0 < number < math.inf:
         raise TypeError(f"cosine: temperature must be a finite number above 0, or a tensor of them; got {value!r}.")
     return number
@@ -579,6 +647,11 @@ def segments(operation: str, value: object, count: int | None) -> tuple[Tensor, 
     if given.ndim not in (1, 2):
         raise ShapeError(f"{operation}: segments must have shape (keys,) or (batch, keys); got {_shape(given)}.")
     held = given.detach().to(torch.int64, copy=True)
+    rows = held.reshape(-1, held.shape[-1]) if held.ndim == 2 else held[None]
+    if torch.compiler.is_compiling():
+        if count is None:
+            raise Unsupported(f"{operation}: a compiled graph does not look at numbers: say count, how many segments there are.")
+        return rows, whole_number(operation, "count", count)  # looked at when the graph runs
     least, most = (int(held.min()), int(held.max())) if held.numel() else (0, -1)
     number = most + 1 if count is None else whole_number(operation, "count", count)
     if least < 0 or most >= number:
@@ -586,16 +659,16 @@ def segments(operation: str, value: object, count: int | None) -> tuple[Tensor, 
             f"{operation}: segments must be at least 0 and below count = {number}; got numbers from {least} to {most} "
             f"(shape {_shape(given)})."
         )
-    return held.reshape(-1, held.shape[-1]) if held.ndim == 2 else held[None], number
+    return rows, number
 
 
 def segments_fit(operation: str, held: Tensor, shape: Sequence[int]) -> None:
     """One segment per key of a (batch, heads, queries, keys) matrix, the same in all batch rows or in each its own."""
     batch, keys = shape[0], shape[-1]
-    if held.shape[1] != keys or len(held) not in (1, batch):
+    if held.shape[1] != keys or not one_of(len(held), 1, batch):
         raise ShapeError(
             f"{operation}: segments must have one entry for each of {keys} keys, and 1 or {batch} batch rows; got "
-            f"{_shape(held)} for a matrix of shape {tuple(shape)} (batch, heads, queries, keys)."
+            f"{_shape(held)} for a matrix of shape {listed(shape)} (batch, heads, queries, keys)."
         )
 
 
@@ -604,9 +677,26 @@ def fits_answer(operation: str, name: str, number: int, shape: Sequence[int], by
     size = math.prod(shape[:3]) * number * bytes_each
     if number > shape[3] and max(size, number) > ANSWER_LIMIT:
         raise TooLarge(
-            f"{operation}: {name} = {number} for a matrix of {shape[3]} keys (shape {tuple(shape)}) would take {human(size)}, "
+            f"{operation}: {name} = {number} for a matrix of {shape[3]} keys (shape {listed(shape)}) would take {human(size)}, "
             f"above the limit of {human(ANSWER_LIMIT)}: {instead}."
         )
+
+
+def fits_picture(bins: tuple[int, int], shape: Sequence[int], bytes_each: int) -> None:
+    """A picture with more bins than the matrix has cells only if it is not large."""
+    size = math.prod(shape[:2]) * math.prod(bins) * bytes_each
+    if size > ANSWER_LIMIT and math.prod(bins) > math.prod(shape[2:]):
+        raise TooLarge(
+            f"pool: {bins} bins for each of {math.prod(shape[:2])} heads (shape {tuple(shape)}) would take {human(size)}, above the "
+            f"limit of {human(ANSWER_LIMIT)}: at most {tuple(shape[2:])} bins hold something."
+        )
+
+
+def temperatures(values: Tensor) -> Tensor:
+    """Temperatures above 0, as far as one can see without waiting for a device."""
+    if values.device.type == "cpu" and not torch.compiler.is_compiling() and bool((values <= 0).any()):
+        raise ValueError(f"cosine: temperatures must be above 0; got {float(values.min()):g}.")
+    return values
 
 
 def unchanged(watched: Iterable[tuple[Tensor, int]]) -> None:
@@ -628,7 +718,7 @@ def fits_dense(
     size = math.prod(shape) * bytes_each
     if limit is not None and size > whole_number(operation, "limit (in bytes)", limit):
         raise TooLarge(
-            f"{operation}: a matrix of shape {tuple(shape)} would take {human(size)}, above the limit of {human(limit)}. "
+            f"{operation}: a matrix of shape {listed(shape)} would take {human(size)}, above the limit of {human(limit)}. "
             f"{instead}"
         )
 

@@ -2,14 +2,15 @@
 
 So every sweep, every backend and every backward agree on it without storing anything, and so do parts of the matrix.
 
-    kept(b, h, i, j)  ⇔  mix(mix(mix(mix(seed, b), h), i), j) ≥ p · 2³²,        mix(x, y) = fmix32(x · 0x9E3779B1 + y + 1)
+    kept(b, h, i, j)  ⇔  mix(mix(mix(mix(s, b), h), i), j) ≥ p · 2³²,        mix(x, y) = fmix32(x · 0x9E3779B1 + y + 1)
 
-where fmix32 is the finaliser of MurmurHash3 and all numbers are unsigned of 32 bits.
+where s = mix(low, high) of the seed's lower 32 bits and the rest, fmix32 is the finaliser of MurmurHash3, and all numbers are unsigned of 32 bits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -27,15 +28,15 @@ class Dropout:
     seed: int
 
     def __post_init__(self) -> None:
-        checks.probability("dropout", "p", self.p)
-        checks.whole_number("dropout", "seed", self.seed)
+        object.__setattr__(self, "p", checks.probability("dropout", "p", self.p))
+        object.__setattr__(self, "seed", checks.whole_number("dropout", "seed", self.seed))
 
     def kept(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether each pair is kept, on broadcastable integer tensors."""
-        state: Tensor | int = (self.seed & WORD) ^ (self.seed >> 32)
+        state: Any = _mix(self.seed & WORD, self.seed >> 32)
         for index in (batch, head, query, key):
             state = _mix(state, index)
-        return state >= int(self.p * 2**32)  # type: ignore[return-value]
+        return state >= int(self.p * 2**32)
 
     def factors(
         self, call: Call, batch: slice = slice(None), rows: slice = slice(None), columns: slice = slice(None)
@@ -46,7 +47,8 @@ class Dropout:
         return self.kept(b, h, i, j).to(call.dtype).mul_(rescale)
 
 
-def _mix(state: Tensor | int, index: Tensor) -> Tensor:
+def _mix(state: Any, index: Any) -> Any:
+    """Numbers or tensors of numbers, mixed."""
     x = (state * 0x9E3779B1 + index + 1) & WORD  # an int64 wraps, and keeps its lower 32 bits
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & WORD
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & WORD

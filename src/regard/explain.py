@@ -26,6 +26,7 @@ class Line:
     question: str
     sweep: str
     flops: int
+    moved_bytes: int  # what it reads and writes at the least: queries, keys, what the question brings along, the answer
     answer_bytes: int
     backend: str
     refused: tuple[tuple[str, tuple[str, ...]], ...]
@@ -41,6 +42,7 @@ class Explanation:
     visible: int
     before: int  # pairs of the whole, whose log-sum-exp a part needs first
     dense_bytes: int
+    first: str | None  # the backend that finds the log-sum-exp before the others answer, though nobody asks it for it
     lines: tuple[Line, ...]
 
     def __repr__(self) -> str:
@@ -55,20 +57,28 @@ class Explanation:
         ]
         if self.before:
             said.append(f"a part of the keys: the log-sum-exp of the whole comes first, {self.before:,} weights more")
+        if self.first:
+            said.append(f"the log-sum-exp comes first, by {self.first}: then one walk answers the rest")
         for line in self.lines:
-            cost = f"{line.flops / 1e9:,.3g} GFLOP, answer {checks.human(line.answer_bytes)}"
+            cost = f"{line.flops / 1e9:,.3g} GFLOP, {checks.human(line.moved_bytes)} moved, answer "
+            cost += checks.human(line.answer_bytes)
             said.append(f"{line.question}: {line.sweep} sweep by {line.backend}, {cost}")
         refused = dict.fromkeys(refusal for line in self.lines for refusal in line.refused)
         return "\n".join([*said, *(f"not {name}: {'; '.join(reasons)}" for name, reasons in refused)])
 
 
 def explain(
-    call: Call, questions: Sequence[Readout], demanded: str | Backend | None, drop: Dropout | None = None
+    call: Call,
+    questions: Sequence[Readout],
+    demanded: str | Backend | None,
+    drop: Dropout | None = None,
+    known: bool = False,
 ) -> Explanation:
     """What each question costs alone, multiply-adds counted as two; none given = the output and the usual ones.
 
-    A walk over the tiles makes the scores of the visible pairs, see `_score`. A question of the second sweep takes two, as the
-    log-sum-exp comes first; on a part of the keys every question takes one, and the log-sum-exp of the whole one more.
+    A walk over the tiles makes the scores of the visible pairs, see `_score`: time O(n² · dim), memory O(n · dim). A question of
+    the second sweep takes two, as the log-sum-exp comes first; on a part of the keys every question takes one, and the
+    log-sum-exp of the whole one more. known = another question has found the log-sum-exp already.
     """
     checks.questions("explain", questions)
     visible, before = _visible(call), 0 if call.whole is None else _visible(call.whole)
@@ -81,6 +91,7 @@ def explain(
         visible,
         before,
         math.prod(call.shape) * call.dtype.itemsize,
+        _first(call, questions, demanded, known),
         tuple(_line(call, question, visible, before, demanded) for question in questions or (output, *USUAL)),
     )
 
@@ -98,8 +109,7 @@ def _score(call: Call) -> int:
 
 def _terms(call: Call, drop: Dropout | None) -> tuple[str, ...]:
     """A line for each thing that the matrix has beside its mask."""
-    said = {"score": f"Σ v · tanh(q + k) over {call.query.shape[-1]} hidden units"} if call.combine is not None else {}
-    said |= {name: str(value) for name, value in call.extras().items()}
+    said = {name: str(value) for name, value in call.extras().items()}
     if drop is not None:
         said["dropout"] = f"p = {drop.p:g}, seed = {drop.seed}, in A @ v and A.mT @ r"
     return tuple(f"{name}: {value}" for name, value in said.items())
@@ -134,14 +144,28 @@ def _line(call: Call, question: Readout, visible: int, before: int, demanded: st
                 reasons = [*reasons, f"backend {chosen.name!r} was demanded"]
             elif not other.chosen:
                 reasons = [*reasons, "it only answers when it is named"]
-            refused.append((name, tuple(reasons or ["another one comes first"])))
+            refused.append((name, tuple(reasons or [_dearer(call, other, chosen)])))
     columns = sum(t.shape[-1] for t in question.operands)
     walks = 1 if question.sweep == "first" or call.whole is not None else 2
+    answer = question.size(call) * call.dtype.itemsize
     return Line(
         question.name if question.operands else repr(question),
         question.sweep,
         (visible * walks + before) * _score(call) + 2 * visible * columns,
-        question.size(call) * call.dtype.itemsize,
+        sum(t.numel() * t.element_size() for t in (*call.tensors, *question.operands)) + answer,
+        answer,
         chosen.name,
         tuple(refused),
     )
+
+
+def _first(call: Call, questions: Sequence[Readout], demanded: str | Backend | None, known: bool) -> str | None:
+    assigned = backends.assign(call, questions, demanded, known or call.whole is not None)
+    return assigned[0][0].name if assigned and not assigned[0][1] else None
+
+
+def _dearer(call: Call, other: Backend, chosen: Backend) -> str:
+    if math.prod(call.shape) <= backends.SMALL:
+        return f"{chosen.name} comes first, and so small a matrix is not worth a comparison"
+    ratio = backends.cost(other, call) / max(backends.cost(chosen, call), 1)
+    return f"it is estimated at {ratio:.2g} × the time of {chosen.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from regard.lazy import Lazy, instead
 from regard.tensorlike import TensorLike
 
 TAKE_LESS = "Take less of it, A[..., :64, :64] or single rows, or ask first: A.sum(-2), A.pool((64, 64)), A.topk(8)."
-PRODUCT = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm, torch.mv)
+PRODUCT = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm, torch.mv, operator.matmul)  # the last one in torch.export
 JOINED = (torch.stack, torch.cat, torch.concat, torch.concatenate)
 METHODS = {
     getattr(torch, name): name

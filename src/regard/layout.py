@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from regard import checks
@@ -25,13 +26,22 @@ class Layout:
     def leading(self) -> tuple[int, ...]:
         return self.batch if self.heads is None else (*self.batch, self.heads)
 
+    @property
+    def _folded(self) -> bool:
+        """Whether the user's tensors are (batch, heads, …) as they are: then nothing is reshaped."""
+        return len(self.batch) == 1 and self.heads is not None
+
     def fold(self, tensor: Tensor) -> Tensor:
         """(*batch, heads, n, m) as (batch, heads, n, m)."""
+        if self._folded:
+            return tensor
         heads = 1 if self.heads is None else tensor.shape[-3]
         return tensor.reshape(math.prod(self.batch), heads, *tensor.shape[-2:])
 
     def unfold(self, tensor: Tensor) -> Tensor:
         """(batch, heads, …) as (*leading, …)."""
+        if self._folded:
+            return tensor
         return tensor.reshape(*self.leading, *tensor.shape[2:])
 
     def operand(
@@ -45,6 +55,10 @@ class Layout:
         shape: tuple[int, ...],
     ) -> Tensor:
         """A value or an r as (batch, some heads, length, columns); leading dimensions broadcast as in torch.matmul."""
+        if given.ndim == 4 and self._folded and not torch.compiler.is_compiling():  # the usual case, at once
+            batch, some, rows, _ = given.shape
+            if batch == self.batch[0] and rows == length and (some == 1 or some in heads):
+                return given
 
         def wanted() -> str:
             if self.heads is None:
@@ -55,13 +69,15 @@ class Layout:
         most = len(self.leading) + 2
         fits = column.ndim <= most
         if fits and self.heads is not None and column.ndim > 2:
-            fits = column.shape[-3] in (1, *heads)
-        batch = column.shape[: -2 if self.heads is None else -3]
-        fits = fits and all(n in (1, m) for n, m in zip(reversed(batch), reversed(self.batch), strict=False))
+            fits = checks.one_of(column.shape[-3], 1, *heads)
+        leading = column.shape[: -2 if self.heads is None else -3]
+        fits = fits and all([checks.one_of(n, 1, m) for n, m in zip(reversed(leading), reversed(self.batch), strict=False)])
         checks.operand_shape(operation, name, axis, given, length, wanted, fits, shape)
         if self.heads is None:
             column = column[..., None, :, :]
         elif column.ndim == 2:
             column = column[None]
         rest = column.shape[-3:]
+        if column.ndim == 4 and self._folded and column.shape[0] == self.batch[0]:
+            return column
         return column.expand(*self.batch, *rest).reshape(math.prod(self.batch), *rest)

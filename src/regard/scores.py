@@ -57,8 +57,9 @@ class Score(ABC):
 
     def misfits(self, heads: int, kv_heads: int, dim: int, key_dim: int) -> list[str]:
         """Why it cannot compare queries and keys of that size."""
-        name = self.expression
-        return [] if dim == key_dim else [f"{name} needs query and key of the same dim; got {dim} and {key_dim}"]
+        if dim == key_dim:
+            return []
+        return [f"{self.expression} needs query and key of the same dim; got {dim} and {key_dim}"]
 
     def to(self, device: torch.device | str) -> Score:
         """The same score with its tensors on that device."""
@@ -238,6 +239,7 @@ class Additive(Score):
         w_query, w_key, v = self.tensors()
         hidden = v.shape[-1]
         return [
+            *([] if hidden else ["additive needs at least one hidden unit; got none"]),
             *_weight_misfits("w_query", w_query, (heads,), {"dim": dim, "hidden": hidden}),
             *_weight_misfits("w_key", w_key, (heads, kv_heads), {"key_dim": key_dim, "hidden": hidden}),
             *_weight_misfits("v", v, (heads,), {"hidden": hidden}),
@@ -252,11 +254,11 @@ def _weight_misfits(name: str, weight: Tensor, heads: tuple[int, ...], rest: dic
     """Why a weight, with or without heads in front, does not have that shape."""
     shape = tuple(weight.shape)
     own = shape[-len(rest) :]
-    if own == tuple(rest.values()) and (len(shape) == len(rest) or shape[0] in heads):
+    if own == tuple(rest.values()) and (len(shape) == len(rest) or checks.one_of(shape[0], *heads)):
         return []
     wanted = ", ".join(f"{axis} {size}" for axis, size in rest.items())
     in_front = " or ".join(map(str, sorted({*heads})))
-    return [f"{name} of shape {shape} must be ({wanted}), alone or with {in_front} heads in front"]
+    return [f"{name} of shape {checks.listed(shape)} must be ({wanted}), alone or with {in_front} heads in front"]
 
 
 # -- what a user writes -----------------------------------------------------------------------------------------------
@@ -279,7 +281,8 @@ def cosine(temperature: float | Tensor = 1.0) -> Score:
     Graves, Wayne and Danihelka 2014, "Neural Turing Machines".
     """
     if isinstance(temperature, Tensor):
-        return Cosine(Held(checks.weights("cosine", "temperature", temperature, {0: "()", 1: "(heads,)"})))
+        given = checks.weights("cosine", "temperature", temperature, {0: "()", 1: "(heads,)"})
+        return Cosine(Held(checks.temperatures(given)))
     return Cosine(checks.temperature(temperature))
 
 

@@ -66,7 +66,7 @@ class TensorLike(Lazy):
     def mean(self, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None, axis: Dims = None) -> Tensor:
         """dim = -2: Σ_i A_ij / queries; dim = -1: Σ_j A_ij / keys; other dimensions as in `sum`."""
         dims = checks.dimensions("mean", dim if axis is None else axis, self.ndim)
-        return _shaped(self._summed("mean", dims) / math.prod(self.shape[d] for d in dims), dims, keepdim, dtype)
+        return _shaped(self._summed("mean", dims) / math.prod([self.shape[d] for d in dims]), dims, keepdim, dtype)
 
     def amax(self, dim: Dims = None, keepdim: bool = False, *, axis: Dims = None) -> Tensor:
         """dim = -1: the largest weight of each query; dim = -2: that of each key; both, or None: that of each head, of all."""

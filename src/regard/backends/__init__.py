@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 
@@ -14,18 +15,21 @@ from regard.readouts.base import Readout
 from regard.readouts.logsumexp import LogSumExp
 
 
+@cache
 def _reference() -> Backend:
     from regard.backends.reference import Reference
 
     return Reference()
 
 
+@cache
 def _fused() -> Backend:
     from regard.backends.fused import Fused
 
     return Fused()
 
 
+@cache
 def _tiled() -> Backend:
     from regard.backends.tiled import Tiled
 
@@ -69,12 +73,13 @@ def choose(call: Call, readout: Readout | None, demanded: str | Backend | None) 
         return backend
     able: list[Backend] = []
     refused = []
+    small = math.prod(call.shape) <= SMALL
     for make in BACKENDS.values():
         backend = make()
         reasons = backend.why_not(call, readout) if backend.chosen else ["it only answers when it is named"]
         if reasons:
             refused.append(f"{backend.name}: {'; '.join(reasons)}")
-        elif not able and math.prod(call.shape) <= SMALL:
+        elif small:
             return backend
         else:
             able.append(backend)

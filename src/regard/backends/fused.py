@@ -27,7 +27,7 @@ from torch import Tensor
 
 from regard import checks
 from regard.backends.base import Backend
-from regard.call import Call, transformed
+from regard.call import Call, dual, transformed
 from regard.masks import Mask
 from regard.masks.algebra import EMPTY, FULL, And, Box
 from regard.masks.contents import Dense, Keep
@@ -38,7 +38,7 @@ from regard.readouts.output import Output
 
 HIDDEN = float("-inf")
 LOW = (torch.float16, torch.bfloat16)
-_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_kernel: Any = torch._scaled_dot_product_flash_attention_for_cpu  # as torch.ops.aten has it, and quicker to call
 _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
@@ -64,7 +64,7 @@ class Fused(Backend):
         reasons += _beyond(call)
         if isinstance(shape, str):
             reasons.append(shape)
-        elif not reasons and (shape.causal is not None or shape.of_keys) and not _finite(call.key, readout):
+        elif not reasons and (shape.causal is not None or shape.of_keys) and not _finite(call, shape, readout):
             reasons.append("keys or values may hold NaN or infinity, which the kernel lets through to who may not see them")
         return reasons
 
@@ -101,6 +101,37 @@ class Fused(Backend):
             next(outputs) if isinstance(readout, Output) else (own if given is None else given,) for readout in readouts
         ], log_sum
 
+    def gradients(
+        self,
+        call: Call,
+        readouts: Sequence[Readout],
+        log_sum: Tensor | None,
+        answers: Sequence[Parts],
+        grads: Sequence[tuple[Tensor | None, ...]],
+    ) -> tuple[Sequence[Tensor | None], Tensor | None]:
+        if log_sum is None or call.whole is not None:
+            raise AssertionError("its backward begins with its own log-sum-exp")
+        sums: list[Tensor | None] = [None] * len(call.tensors)
+        of_values: list[Tensor | None] = []
+        for readout, (output,), (grad,) in zip(readouts, answers, grads, strict=True):
+            if not isinstance(readout, Output):
+                continue
+            if grad is None:
+                of_values.append(None)
+                continue
+            padded = _padded(output.to(torch.promote_types(call.query.dtype, output.dtype)), _width(call, output))
+            found = _gradients(call, readout.value, padded, log_sum, grad)
+            of_values.append(found[2])
+            for n, part in enumerate((*found[:2], *found[3:])[: len(sums)]):
+                so_far = sums[n]
+                sums[n] = part if so_far is None or part is None else so_far + part
+        return [*sums, *of_values], None
+
+
+def _width(call: Call, value: Tensor) -> int:
+    """The dim that queries, keys and values have for the kernel."""
+    return max(call.query.shape[-1], value.shape[-1])
+
 
 def _question(call: Call, readout: Readout) -> list[str]:
     if not isinstance(readout, Output | LogSumExp):
@@ -111,6 +142,8 @@ def _question(call: Call, readout: Readout) -> list[str]:
             reasons.append("PyTorch's kernel has no dropout")
         if not readout.value.shape[-1]:
             reasons.append("the values are empty")
+        if dual(readout.value):
+            reasons.append("PyTorch's kernel has no forward-mode derivatives")
         if transformed(readout.value):
             reasons.append("torch.func transforms do not go through it")
     if isinstance(readout, LogSumExp) and call.query.dtype in LOW:
@@ -141,16 +174,24 @@ def _beyond(call: Call) -> list[str]:
         reasons.append(f"PyTorch's kernel needs a scale above 0, and this one is {call.scale:g}")
     if not call.query.numel() or not call.key.numel():
         reasons.append("the matrix is empty")
-    if transformed(*call.tensors):
+    if dual(*call.tensors):
+        reasons.append("PyTorch's kernel has no forward-mode derivatives")
+    if transformed(*call.tensors, *call.mask.tensors()):
         reasons.append("torch.func transforms do not go through it")
     return reasons
 
 
-def _finite(key: Tensor, readout: Readout | None) -> bool:
-    """A sum is finite only if every number is; it may overflow and say no, which costs time and no truth."""
-    total = _sum(key)
-    for operand in readout.operands if readout is not None else ():
-        total = total + _sum(operand)
+def _finite(call: Call, shape: Shape, readout: Readout | None) -> bool:
+    """A sum is finite only if every number is; it may overflow and say no, which costs time and no truth.
+
+    Scores that are hidden by being causal are overwritten: there a key can leak in the backward only.
+    """
+    checked = list(readout.operands) if readout is not None else []
+    if shape.of_keys or not checked or call.differentiable:
+        checked.append(call.key)
+    total = _sum(checked[0])
+    for tensor in checked[1:]:
+        total = total + _sum(tensor)
     return math.isfinite(total.item())
 
 
@@ -263,17 +304,22 @@ def _blocks(shape: Shape, queries: int, keys: int) -> list[Block]:
     return [Block(0, shape.causal, 0, False), Block(shape.causal, keys, 0, True)]
 
 
-def _ready(tensor: Tensor, dtype: torch.dtype, width: int) -> Tensor:
-    """As the kernel can read it: zeros up to a width, and the last dimension without a stride."""
-    tensor = tensor.to(dtype)
-    if tensor.shape[-1] != width:
-        tensor = torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]))
+def _ready(tensor: Tensor) -> Tensor:
+    """As the kernel can read it: the last dimension without a stride."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _padded(tensor: Tensor, width: int) -> Tensor:
+    """With zeros up to a width."""
+    return tensor if tensor.shape[-1] == width else torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]))
 
 
 def _inputs(call: Call, shape: Shape, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Query, key, value and what is added per key."""
     query, key = call.query, call.key
+    alike = query.dtype == value.dtype and query.shape[-1] == value.shape[-1] and value.shape[1] == key.shape[1]
+    if alike and not shape.of_keys:
+        return _ready(query), _ready(key), _ready(value), None
     dtype = torch.promote_types(query.dtype, value.dtype)
     width = max(query.shape[-1], value.shape[-1])
     if value.shape[1] < key.shape[1]:
@@ -284,7 +330,8 @@ def _inputs(call: Call, shape: Shape, value: Tensor) -> tuple[Tensor, Tensor, Te
     added = None
     if kept is not None:
         added = torch.zeros(kept.shape, dtype=dtype, device=kept.device).masked_fill_(~kept, HIDDEN)
-    return _ready(query, dtype, width), _ready(key, dtype, width), _ready(value, dtype, width), added
+    query, key, value = (_padded(t.to(dtype), width) for t in (query, key, value))
+    return _ready(query), _ready(key), _ready(value), added
 
 
 def _forward(call: Call, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -311,7 +358,7 @@ def _forward(call: Call, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = output * _share(log_sum, total)[..., None].to(output.dtype)
         log_sum = total
     cut = output if output.shape[-1] == value.shape[-1] else output[..., : value.shape[-1]]
-    return cut.to(value.dtype), log_sum.to(call.dtype), output
+    return (cut if cut.dtype == value.dtype else cut.to(value.dtype)), log_sum.to(call.dtype), output
 
 
 def _empty(added: Tensor, log_sum: Tensor, causal: bool) -> Tensor:
@@ -365,7 +412,7 @@ def _gradients(call: Call, value: Tensor, output: Tensor, log_sum: Tensor, grad:
     """Of query, key, value and sinks."""
     shape = _told(call)
     query, key, values, added = _inputs(call, shape, value)
-    above = _ready(grad, query.dtype, values.shape[-1])
+    above = _ready(_padded(grad.to(query.dtype), values.shape[-1]))
     by_query, by_key, by_value = (torch.zeros_like(t) for t in (query, key, values))
     finite = log_sum.masked_fill(log_sum == HIDDEN, 0)  # exp(-inf - 0) = 0: an empty row has no gradient
     for block in _blocks(shape, *call.shape[2:]):

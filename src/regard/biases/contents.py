@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from regard import checks
 from regard.biases.algebra import Bias, cast_up, run, sizes
 from regard.masks.algebra import Held
 
@@ -56,9 +57,9 @@ class Dense(Bias):
 
     def misfits(self, batch: int, heads: int, queries: int, keys: int, positions: tuple[int, int]) -> list[str]:
         wanted = (batch, heads, queries, keys)
-        if all(n in (1, w) for n, w in zip(self._shape(), wanted, strict=True)):
+        if all([checks.one_of(n, 1, w) for n, w in zip(self._shape(), wanted, strict=True)]):
             return []
-        return [f"dense bias of shape {tuple(self.tensor.tensor.shape)} does not broadcast to {wanted}"]
+        return [f"dense bias of shape {checks.listed(self.tensor.tensor.shape)} does not broadcast to {checks.listed(wanted)}"]
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.tensor.tensor,)

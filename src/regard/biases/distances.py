@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from regard import checks
 from regard.biases.algebra import Bias, cast_up, run, sizes
 from regard.masks.algebra import Held
 
@@ -205,7 +206,7 @@ class Relative(Bias):
 
     def misfits(self, batch: int, heads: int, queries: int, keys: int, positions: tuple[int, int]) -> list[str]:
         rows, entries = self.table.tensor.shape
-        found = [] if rows in (1, heads) else [f"a table of shape ({rows}, {entries}) has {rows} heads and the matrix {heads}"]
+        found = [] if checks.one_of(rows, 1, heads) else [f"a table of shape ({rows}, {entries}) has {rows} heads and the matrix {heads}"]
         covers = self.by.covers(entries)
         low, high = -positions[1], keys - 1 - positions[0]
         if covers and batch and heads and queries and keys and not covers[0] <= low <= high <= covers[1]:

@@ -18,6 +18,8 @@ from regard.biases.distances import Relative
 from regard.call import Call
 from regard.compiled.spelling import Reader, tree_of
 from regard.readouts.base import OnlineReadout, Parts, Place, Readout, Swept
+from regard.readouts.logsumexp import LogSumExp
+from regard.readouts.mass import Mass
 
 library = torch.library.Library("regard", "DEF")
 library.define("read(Tensor[] tensors, SymInt[] numbers, str question) -> Tensor[]")
@@ -38,15 +40,17 @@ class Question:
         self.demanded: str | None = made[3]
         self.differentiable: bool = made[4]
 
-    def chosen(self) -> dict[Backend, list[int]]:
-        """Which readouts each backend answers: the same in forward and backward."""
+    def assigned(self) -> list[tuple[Backend, list[int]]]:
+        """Which readouts each backend answers, in order: the same in forward and backward."""
         for tensor in (*self.call.tensors, *(t for readout in self.readouts for t in readout.operands)):
             tensor.requires_grad_(self.differentiable)
-        groups: dict[Backend, list[int]] = {}
         with torch.set_grad_enabled(self.differentiable):
-            for n, readout in enumerate(self.readouts):
-                groups.setdefault(backends.choose(self.call, readout, self.demanded), []).append(n)
-        return groups
+            return backends.assign(self.call, self.readouts, self.demanded, self.log_sum is not None)
+
+    @property
+    def finds(self) -> bool:
+        """Whether the log-sum-exp is one of the results."""
+        return self.differentiable and self.log_sum is None
 
     @property
     def counts(self) -> list[int]:
@@ -55,18 +59,23 @@ class Question:
 
 
 def read(tensors: Sequence[Tensor], numbers: Sequence[int], text: str) -> list[Tensor]:
-    """The parts of every answer, and the log-sum-exp where it was not given."""
+    """The parts of every answer, and the log-sum-exp where a backward will need it."""
     asked = Question(tensors, numbers, text)
     _check_distances(asked.call)
+    for readout in asked.readouts:
+        if isinstance(readout, Mass):
+            checks.segments("mass", readout.segments, readout.count)
     answers: dict[int, Parts] = {}
     log_sum = asked.log_sum
     with torch.no_grad():
-        for backend, places in asked.chosen().items():
+        for backend, places in asked.assigned():
             parts, found = backend.read(asked.call, [asked.readouts[n] for n in places], log_sum)
             answers |= dict(zip(places, parts, strict=True))
             log_sum = found if log_sum is None else log_sum
+        if asked.finds and log_sum is None:
+            ((log_sum,),), _ = backends.named("tiled").read(asked.call, [LogSumExp()], None)
     flat = [part for n in range(len(asked.readouts)) for part in answers[n]]
-    if asked.log_sum is None and log_sum is not None:
+    if asked.finds and log_sum is not None:
         flat.append(log_sum)
     return _apart(flat, tensors)
 
@@ -101,7 +110,7 @@ def shapes(tensors: Sequence[Tensor], numbers: Sequence[int], text: str) -> list
     call = asked.call
     with torch.no_grad():
         flat = [part for readout in asked.readouts for part in _unseen(readout, call)]
-        if asked.log_sum is None:
+        if asked.finds:
             flat.append(_log_sum(call))
         return [part.new_empty(part.shape) for part in flat]
 
@@ -140,7 +149,9 @@ def pull(
     parts, above = _by_readout(answers, asked.counts), _by_readout(grads, asked.counts)
     log_sum = answers[-1] if asked.log_sum is None else asked.log_sum
     with torch.no_grad():
-        for backend, places in asked.chosen().items():
+        for backend, places in asked.assigned():
+            if all(grad is None for n in places for grad in above[n]):
+                continue
             readouts = [asked.readouts[n] for n in places]
             found, own = backend.gradients(asked.call, readouts, log_sum, [parts[n] for n in places], [above[n] for n in places])
             of = (*asked.call.tensors, *(t for readout in readouts for t in readout.operands))
@@ -192,9 +203,15 @@ def _twice(ctx: Any, *grads: Any) -> NoReturn:
     raise checks.Unsupported(checks.ONCE_IN_A_GRAPH)
 
 
+def _many(info: Any, dims: Any, *args: Any) -> NoReturn:
+    raise checks.Unsupported(checks.VMAP_IN_A_GRAPH)
+
+
 library.impl("read", read, "CompositeExplicitAutograd")
 library.impl("pull", pull, "CompositeExplicitAutograd")
 torch.library.register_fake("regard::read", shapes, lib=library)
 torch.library.register_fake("regard::pull", _shapes_of_gradients, lib=library)
 torch.library.register_autograd("regard::read", _backward, setup_context=_keep, lib=library)
 torch.library.register_autograd("regard::pull", _twice, lib=library)
+torch.library.register_vmap("regard::read", _many, lib=library)
+torch.library.register_vmap("regard::pull", _many, lib=library)

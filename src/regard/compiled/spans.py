@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
+
+from regard import checks
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,12 @@ class Span:
     start: int
     stop: int
     step: int = 1
+
+    def __len__(self) -> NoReturn:
+        raise checks.Unsupported(checks.BUILT_IN_A_GRAPH)
+
+    def __iter__(self) -> NoReturn:
+        raise checks.Unsupported(checks.BUILT_IN_A_GRAPH)
 
     @property
     def count(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -46,7 +46,7 @@ def _values() -> dict[type, tuple[str, tuple[str, ...]]]:
 
 VALUES = _values()
 CLASSES = {name: (kind, parts) for kind, (name, parts) in VALUES.items()}
-CALL = tuple(f.name for f in fields(Call) if f.name not in ("offset", "whole", "watched"))
+CALL = tuple(f.name for f in fields(Call) if f.name not in ("offset", "whole", "watched", "compared"))
 
 
 # -- written while a graph is traced ----------------------------------------------------------------------------------
@@ -129,9 +129,7 @@ class Reader:
         if isinstance(shift, Tensor):
             shift = tuple(_listed(shift))
         call = Call(**given, offset=shift)
-        if part:  # of the whole nothing is asked but whether there is one
-            object.__setattr__(call, "whole", call)
-        return call
+        return replace(call, whole=call) if part else call  # of the whole nothing is asked but whether there is one
 
     def _value(self, name: str, rest: Sequence[Any]) -> Any:
         kind, parts = CLASSES[name]

@@ -46,7 +46,7 @@ def padding(lengths: int | Sequence[int] | Tensor | None = None, *, keep: Tensor
         return Keep(Held(checks.boolean_mask("padding(keep=…)", keep, most=2)))
     if isinstance(lengths, Tensor):
         return Lengths(Held(checks.lengths_tensor(lengths)))
-    if isinstance(lengths, np.ndarray | np.generic):
+    if isinstance(lengths, (np.ndarray, np.generic)):
         lengths = lengths.tolist()
     numbers = (lengths,) if isinstance(lengths, int) else tuple(lengths or ())
     checks.at_least_one_length(numbers)

@@ -126,9 +126,12 @@ class Mask(ABC):
         tensors = (*self.tensors(), *(x for x in (batch, head, query, key, offset) if isinstance(x, Tensor)))
         device = tensors[0].device if tensors else None
         b, h, i, j = (checks.indices("allows", x, device) for x in (batch, head, query, key))
-        shift = offset[b] if isinstance(offset, Tensor) and offset.ndim else offset
-        shape = torch.broadcast_shapes(b.shape, h.shape, i.shape, j.shape)
-        return self._allows(b, h, i, j, i + shift).expand(shape)
+        shift = checks.indices("allows", offset, device)
+        try:
+            shape = torch.broadcast_shapes(b.shape, h.shape, i.shape, j.shape)
+            return self._allows(b, h, i, j, i + (shift[b] if shift.ndim else shift)).expand(shape)
+        except (IndexError, RuntimeError) as error:
+            checks.not_looked_up(error, self.expression, (b, h, i, j, shift))
 
     def to_dense(self, queries: int, keys: int, batch: int = 1, heads: int = 1, offset: int | Tensor | None = None) -> Tensor:
         """The mask as booleans, shape (batch, heads, queries, keys). offset None = keys - queries."""
@@ -156,7 +159,8 @@ class Mask(ABC):
         queries, keys = (checks.whole_number("draw", name, n) for name, n in (("queries", queries), ("keys", keys)))
         checks.whole_number("draw", "cells", cells, least=1)
         checks.mask_lies_on("draw", self, None, None, queries, keys)
-        return draw_mask(self, range(queries), range(keys), keys - queries if offset is None else offset, cells)
+        start = keys - queries if offset is None else checks.whole_number("draw", "offset", offset, least=-checks.FARTHEST)
+        return draw_mask(self, range(queries), range(keys), start, cells)
 
     def __and__(self, other: object) -> Mask:
         return And.of(self, other) if isinstance(other, Mask) else checks.combined("&", other)

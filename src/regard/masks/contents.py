@@ -48,7 +48,7 @@ class Keep(Mask):
         return [
             f"padding(keep) has {size} {name} and the matrix {wanted}"
             for size, name, wanted, fits in ((rows, "rows", batch, (1, batch)), (count, "keys", keys, (keys,)))
-            if wanted is not None and size not in fits
+            if wanted is not None and not checks.one_of(size, *fits)
         ]
 
     @property
@@ -96,9 +96,9 @@ class Dense(Mask):
     def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
         shape = self._shape()
         wanted = tuple(n if w is None else w for n, w in zip(shape, (batch, heads, queries, keys), strict=True))
-        if all(n in (1, w) for n, w in zip(shape, wanted, strict=True)):
+        if all([checks.one_of(n, 1, w) for n, w in zip(shape, wanted, strict=True)]):
             return []
-        return [f"dense mask of shape {tuple(self.tensor.tensor.shape)} does not broadcast to {wanted}"]
+        return [f"dense mask of shape {checks.listed(self.tensor.tensor.shape)} does not broadcast to {checks.listed(wanted)}"]
 
     @property
     def expression(self) -> str:
@@ -124,7 +124,11 @@ class Where(Mask):
 
     def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
         wanted = torch.broadcast_shapes(batch.shape, head.shape, query.shape, key.shape)
-        return checks.where_result(self.fn(batch, head, query, key), wanted, key.device, self.expression)
+        try:
+            found = self.fn(batch, head, query, key)
+        except RuntimeError as error:
+            checks.where_failed(error, key.device, self.expression)
+        return checks.where_result(found, wanted, key.device, self.expression)
 
     @property
     def opaque(self) -> bool:

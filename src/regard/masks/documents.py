@@ -66,7 +66,7 @@ class Documents(Mask):
         sizes = (("ids", keys, "keys"), ("query_ids", queries, "queries"))
         for held, (name, length, axis) in zip(self._sides(), sizes, strict=False):
             rows, count = _rows(held).shape
-            if batch is not None and rows not in (1, batch):
+            if batch is not None and not checks.one_of(rows, 1, batch):
                 found.append(f"documents has {rows} rows of {name} and the matrix {batch}")
             if count != length:
                 found.append(f"documents has {count} {name} and the matrix {length} {axis}")

@@ -142,7 +142,7 @@ class Lengths(Interval):
 
     def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
         count = len(self._tensor(torch.device("cpu")))
-        return [] if batch is None or count in (1, batch) else [f"padding has {count} lengths and the batch {batch} rows"]
+        return [] if batch is None or checks.one_of(count, 1, batch) else [f"padding has {count} lengths and the batch {batch} rows"]
 
     @property
     def expression(self) -> str:

@@ -1,6 +1,17 @@
 """Questions about the matrix, one per file; A.read(…) answers several in the same sweeps."""
 
-from regard.readouts.base import Dense, FinishedReadout, OnlineReadout, Readout
+from regard.readouts.base import (
+    Dense,
+    Finished,
+    FinishedReadout,
+    OnlineReadout,
+    Place,
+    Readout,
+    Scored,
+    Swept,
+    rows_of,
+    zeros,
+)
 from regard.readouts.columns import Columns
 from regard.readouts.diagonal import Diagonal
 from regard.readouts.distance import Distance
@@ -19,15 +30,21 @@ __all__ = [
     "Diagonal",
     "Distance",
     "Entropy",
+    "Finished",
     "FinishedReadout",
     "LogSumExp",
     "Mass",
     "Max",
     "OnlineReadout",
+    "Place",
     "Pool",
     "Readout",
     "Received",
     "Rows",
+    "Scored",
     "Strongest",
+    "Swept",
     "TopK",
+    "rows_of",
+    "zeros",
 ]

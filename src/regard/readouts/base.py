@@ -108,6 +108,10 @@ class Readout(ABC):
         operands = self.operands
         return self.with_operands(*(torch.empty_like(t, device="meta") for t in operands)) if operands else self
 
+    def check_unchanged(self) -> None:
+        """Raises Changed if something that the question holds was changed in place since it was asked."""
+        return
+
     def public(self, parts: Parts) -> Any:
         """The answer as the user gets it."""
         return parts[0] if self.answer is None else self.answer(*parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from regard import checks
@@ -21,7 +22,7 @@ class KL(FinishedReadout):
     """Σ_j A_ij (ln A_ij - ln B_ij) in nats, (batch, heads, queries); +inf where B hides what A gives weight.
 
     mixed: against (A + B) / 2 in B's place, which is never +inf and at most ln 2. The sums go over the keys: a sink has no part
-    in them. Rows that are +inf have no gradient. Asked as A.kl(B), and twice by A.js(B). Source: Kullback and Leibler 1951;
+    in them, and where it takes weight from the rows the sum may be below 0. Rows that are +inf have no gradient. Asked as A.kl(B), and twice by A.js(B). Source: Kullback and Leibler 1951;
     Lin 1991.
     """
 
@@ -30,17 +31,22 @@ class KL(FinishedReadout):
     mixed: bool = False
 
     @staticmethod
-    def between(operation: str, A: Attention, B: Attention, mixed: bool = False) -> KL:
-        """The question about A that compares it with B."""
+    def to(B: Attention, mixed: bool = False) -> KL:
+        """The question about a matrix that compares it with B."""
         from regard.readouts.logsumexp import LogSumExp
 
-        checks.comparable(operation, A, B)
         ((log_sum,),) = B._ask((LogSumExp(),))
         return KL(B.call, log_sum, mixed)
 
     @property
     def operands(self) -> tuple[Tensor, ...]:
         return (*self.other.tensors, self.log_sum)
+
+    def without_operands(self) -> Readout:
+        return KL(self.other.without_tensors(), torch.empty_like(self.log_sum, device="meta"), self.mixed)
+
+    def check_unchanged(self) -> None:
+        self.other.check_unchanged()
 
     def with_operands(self, *operands: Tensor) -> Readout:
         *tensors, log_sum = operands
@@ -82,7 +88,7 @@ class KL(FinishedReadout):
             a, b = tile.weights, logs.exp()
             both = (a + b).masked_fill((a == 0) & (b == 0), 1)
             return grad * ((2 * a / both).masked_fill(a == 0, 1).log() + b / both)
-        return grad * (tile.log_weights - logs.clamp_min(LEAST) + 1)
+        return grad * (tile.log_weights - logs.masked_fill(logs == HIDDEN, LEAST) + 1)
 
     def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor | None:
         if self.mixed or not call.rows_sum_to_one:
@@ -111,6 +117,12 @@ class KL(FinishedReadout):
         log_sum = tile.of_rows(self.log_sum)
         logs = there.scores - log_sum.masked_fill(log_sum == HIDDEN, 0)[..., None]
         return query, there, logs.to(tile.weights.dtype)
+
+
+def alike(operation: str, A: Attention, B: Attention) -> tuple[Attention, Attention]:
+    """Both matrices, computed in one dtype: the wider one of the two."""
+    checks.comparable(operation, A, B)
+    return (A, B) if A.call.dtype == B.call.dtype else (A.double(), B.double())
 
 
 def _where_finite(tile: Finished, parts: Parts, grads: Parts) -> Tensor:

@@ -61,6 +61,7 @@ class Pool(FinishedReadout):
         return tuple(torch.stack(part, -1).unflatten(-1, self.bins) for part in (picture, places) if part)
 
     def start(self, call: Call) -> Parts:
+        checks.fits_picture(self.bins, call.shape, call.dtype.itemsize)
         picture = zeros(call, *self.bins)
         return (picture, torch.full_like(picture, -1, dtype=torch.int64)) if self.reduce == "max" else (picture,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -36,7 +37,11 @@ class Transposed(FinishedReadout):
 
     def dense(self, matrix: Dense) -> Parts:
         weights = matrix.weights if self.drop is None else matrix.weights * self.drop.factors(matrix.call)
-        return (weights.mT @ self.r.to(weights.dtype),)
+        r = self.r.to(weights.dtype)
+        bad = ~torch.isfinite(r)
+        clean = weights.mT @ r.masked_fill(bad, 0)
+        reached = matrix.seen.mT.to(clean.dtype) @ bad.to(clean.dtype) > 0
+        return (clean.masked_fill(reached, float("nan")),)
 
     def start(self, call: Call) -> Tensor:
         return zeros(call, call.shape[3], self.r.shape[-1])

@@ -18,7 +18,7 @@ from regard.backends.base import Backend
 from regard.backends.tiled.backward import Asked, backward
 from regard.backends.tiled.forward import flat, forward, split
 from regard.backends.tiled.second import TWICE, Backward, Spec, once
-from regard.call import Call, transformed
+from regard.call import Call, dual, transformed
 from regard.plan import lay
 from regard.readouts.base import FinishedReadout, OnlineReadout, Parts, Readout
 
@@ -40,8 +40,10 @@ class Tiled(Backend):
         reasons = []
         if not (readout is None or isinstance(readout, OnlineReadout | FinishedReadout)):
             reasons.append(f"{type(readout).__name__} is neither an OnlineReadout nor a FinishedReadout")
-        if transformed(*call.tensors, *(readout.operands if readout else ())):
+        if transformed(*call.tensors, *call.mask.tensors(), *(readout.operands if readout else ())):
             reasons.append("torch.func transforms (vmap, grad, jvp, …) do not go through it; backend='reference' is dense")
+        if torch.is_grad_enabled() and call.differentiable and dual(*call.tensors):
+            reasons.append("forward-mode derivatives go through it only where no tensor requires grad")
         return reasons
 
     def pairs(self, call: Call) -> int:
@@ -96,7 +98,7 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         spec: Spec = ctx.spec
-        spec.call.check_unchanged()
+        spec.check_unchanged()
         saved = ctx.saved_tensors  # unpacked once: gradient checkpointing allows no second time
         found, tensors = saved[: ctx.outputs], saved[ctx.outputs :]
         answers, log_sum = split(found, spec.readouts)

@@ -66,6 +66,12 @@ class Spec:
     readouts: tuple[Readout, ...]  # without operands
     given: bool
 
+    def check_unchanged(self) -> None:
+        """Raises Changed if a mask was changed in place since the question was asked."""
+        self.call.check_unchanged()
+        for readout in self.readouts:
+            readout.check_unchanged()
+
     def restored(self, tensors: Sequence[Tensor]) -> tuple[Call, list[Readout]]:
         """The call and the readouts with their tensors."""
         count = len(self.call.tensors)
@@ -102,7 +108,7 @@ class Backward(torch.autograd.Function):
         log_sum, log_sum_grad, *tensors = ctx.saved_tensors
         count = len(ctx.spec.readouts)
         parts, grads, rest = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
-        ctx.spec.call.check_unchanged()
+        ctx.spec.check_unchanged()
         with torch.no_grad(), torch.autocast(log_sum.device.type, enabled=False):
             found = _second(ctx.spec, log_sum, log_sum_grad, parts, grads, rest, back)
         what = "first and second derivatives of the output and the log-sum-exp"
