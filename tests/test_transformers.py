@@ -30,6 +30,12 @@ CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**GROUPED),
     "mistral": lambda: transformers.MistralConfig(**GROUPED, head_dim=8, sliding_window=3),
     "gemma3": lambda: transformers.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=3, layer_types=HYBRID),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **GROUPED, head_dim=8, sliding_window=3, attn_logit_softcapping=0.5, layer_types=HYBRID
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **GROUPED, head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=3, layer_types=HYBRID
+    ),
     "bart": lambda: transformers.BartConfig(
         vocab_size=50, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
@@ -37,7 +43,7 @@ CONFIGS = {
     ),
 }  # fmt: skip
 HYBRID = ["sliding_attention", "full_attention"]
-DECODERS = ["gpt2", "llama", "mistral", "gemma3"]
+DECODERS = ["gpt2", "llama", "mistral", "gemma3", "gemma2", "gpt_oss"]
 
 
 def twins(name: str, auto: Any = AutoModel, **changes: Any) -> tuple[Any, Any]:
@@ -257,17 +263,43 @@ def test_a_mask_of_four_dimensions_is_taken_as_it_is(kind: str) -> None:
 
 def test_one_tensor_is_one_mask_until_it_changes() -> None:
     added = torch.zeros(1, 1, 3, 3)
-    first = adapter._from_tensor(added)
-    assert adapter._from_tensor(added) is first
+    first, _ = adapter._from_tensor(added)
+    assert adapter._from_tensor(added)[0] is first
     added[..., 0] = -torch.inf
-    assert not adapter._from_tensor(added).to_dense(3, 3)[..., 0].any()
+    assert not adapter._from_tensor(added)[0].to_dense(3, 3)[..., 0].any()
 
 
-def test_numbers_that_do_not_hide_are_refused() -> None:
-    with pytest.raises(Unsupported, match="biases are not supported yet"):
-        adapter._from_tensor(torch.full((1, 1, 3, 3), -0.5))
+def test_numbers_that_do_not_only_hide_are_a_bias() -> None:
+    generator = torch.Generator().manual_seed(0)
+    added = torch.randn(1, 1, 5, 5, generator=generator)
+    added[..., 2] = torch.finfo(torch.float32).min
+    eager, ours = twins("bert")
+    ids = batch("none", length=5)["input_ids"]
+    wanted, found = (model(input_ids=ids, attention_mask=added, output_attentions=True) for model in (eager, ours))
+    same(found.last_hidden_state, wanted.last_hidden_state)
+    same(found.attentions[1].to_dense(), wanted.attentions[1])
     with pytest.raises(Unsupported, match=r"torch\.int64 does not say what its numbers mean"):
         adapter._from_tensor(torch.ones(1, 1, 3, 3, dtype=torch.int64))
+
+
+def test_a_position_bias_is_added() -> None:
+    config = transformers.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, **SPECIAL)
+    config.decoder_start_token_id = 1
+    torch.manual_seed(0)
+    eager = AutoModel.from_config(config, attn_implementation="eager").eval()
+    ours = copy.deepcopy(eager)
+    ours.set_attn_implementation("regard")
+    inputs = batch("right")
+    wanted, found = (m(**inputs, decoder_input_ids=inputs["input_ids"], output_attentions=True) for m in (eager, ours))
+    same(found.last_hidden_state, wanted.last_hidden_state)
+    rows = inputs["attention_mask"].bool()[:, None].expand(2, 4, 9)
+    same(found.encoder_attentions[1].to_dense()[rows], wanted.encoder_attentions[1][rows])
+    same(found.cross_attentions[1].to_dense(), wanted.cross_attentions[1])
+    grads = []
+    for model, outputs in ((eager, wanted), (ours, found)):
+        outputs.last_hidden_state.square().mean().backward()
+        grads.append(model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.grad)
+    same(grads[1], grads[0])
 
 
 class Layer(torch.nn.Module):
@@ -312,24 +344,21 @@ def test_arguments_that_would_change_the_weights_are_refused() -> None:
             adapter.attention_forward(Layer(), x, x, x, None, **{name: torch.ones(2)})
 
 
-def test_models_with_softcap_sinks_or_a_position_bias_are_refused_by_name() -> None:
-    shared = {**GROUPED, "head_dim": 8}
-    gemma = AutoModel.from_config(transformers.Gemma2Config(**shared), attn_implementation="regard").eval()
-    with pytest.raises(Unsupported, match="Gemma2Attention passes softcap"):
-        gemma(**batch("none"))
-    config = transformers.GptOssConfig(**shared, num_local_experts=2, num_experts_per_tok=1)
-    with pytest.raises(Unsupported, match="GptOssAttention passes s_aux"):
-        AutoModel.from_config(config, attn_implementation="regard").eval()(**batch("none"))
-    t5 = transformers.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, **SPECIAL)
-    with pytest.raises(Unsupported, match="T5Attention passes position_bias"):
-        AutoModel.from_config(t5, attn_implementation="regard").eval().encoder(**batch("none"))
-
-
-def test_dropout_is_refused_while_training() -> None:
-    _, ours = twins("bert")
+def test_dropout_on_weights_while_training() -> None:
+    """Different draws each time, the same again from the same seed, and gradients; the mean is the output without."""
+    _, ours = twins("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.2)
+    inputs = batch("none")
+    still = ours(**inputs).last_hidden_state.detach()
     ours.train()
-    with pytest.raises(Unsupported, match=r"attention dropout 0\.1.*model\.eval\(\)"):
-        ours(**batch("none"))
+    torch.manual_seed(0)
+    drawn = torch.stack([ours(**inputs).last_hidden_state.detach() for _ in range(50)])
+    torch.manual_seed(0)
+    again = ours(**inputs, output_attentions=True)
+    assert torch.equal(again.last_hidden_state, drawn[0])
+    assert not torch.equal(drawn[0], drawn[1])
+    assert again.attentions[0].drop.p == 0.2
+    assert float((drawn.mean(0) - still).abs().max()) < float((drawn - still).abs().max()) / 2
+    again.last_hidden_state.sum().backward()
 
 
 OUTSIDE = {

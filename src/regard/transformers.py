@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers import masking_utils as theirs
 
 import regard
-from regard import masks
+from regard import biases, masks
 from regard.checks import Unsupported
 from regard.masks.algebra import version
 
@@ -29,10 +29,6 @@ NAME = "regard"
 
 # What a model may hand over that changes the weights, and that would silently be lost if it were ignored.
 REFUSED = {
-    "softcap": "a cap on the scores",
-    "s_aux": "learned sinks",
-    "sinks": "learned sinks",
-    "position_bias": "a bias on the scores",
     "indices": "a choice of keys per query",
     "block_indices": "a choice of blocks of keys per query",
     "cache": "a paged cache",
@@ -54,13 +50,27 @@ def attention_forward(
 
     query is (batch, heads, queries, dim); key and value have kv_heads heads, which may be fewer.
     """
-    _refuse_arguments(type(module).__name__, dropout, kwargs)
-    mask, offset = _read_mask(module, attention_mask, query.shape[-2], is_causal)
+    _refuse_arguments(type(module).__name__, kwargs)
+    mask, bias, offset = _read_mask(module, attention_mask, query.shape[-2], is_causal)
+    if (added := kwargs.get("position_bias")) is not None:
+        bias = biases.dense(added) if bias is None else bias + biases.dense(added)
+    sinks = kwargs.get("s_aux")
     if query.shape[0] == 1 < key.shape[0]:  # learned queries, shared by every row
         query = query.expand(key.shape[0], -1, -1, -1)
     if not key.requires_grad and key._version:  # changed in place before: a static cache, which will change it again
         key = key.clone()
-    weights = regard.attention(query, key, mask=mask, scale=scaling, offset=offset)
+    weights = regard.attention(
+        query,
+        key,
+        mask=mask,
+        bias=bias,
+        scale=scaling,
+        softcap=kwargs.get("softcap"),
+        sinks=kwargs.get("sinks") if sinks is None else sinks,
+        offset=offset,
+    )
+    if dropout > 0:
+        weights = weights.dropout(dropout, int(torch.randint(2**60, ())))
     output: Tensor = weights @ value
     return output.transpose(1, 2).contiguous(), weights
 
@@ -160,27 +170,27 @@ for _name in _OPERATORS.split():
 
 def _read_mask(
     module: nn.Module, mask: LazyMask | Tensor | None, queries: int, is_causal: bool | None
-) -> tuple[masks.Mask | None, int | None]:
-    """The mask and the offset that belong to what the layer was given."""
+) -> tuple[masks.Mask | None, biases.Bias | None, int | None]:
+    """The mask, the bias and the offset that belong to what the layer was given."""
     if isinstance(mask, LazyMask):
-        return mask.mask, mask.offset
+        return mask.mask, None, mask.offset
     if mask is not None:
-        return _from_tensor(mask), None
+        return *_from_tensor(mask), None
     # No mask means what it means to transformers' own fused attention: the module says whether it is causal, a single
     # query sees everything, and several queries are the first positions (they prefill a longer, still empty cache).
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    return (masks.causal, 0) if causal and queries > 1 else (None, None)
+    return (masks.causal, None, 0) if causal and queries > 1 else (None, None, None)
 
 
 _read_before = WeakTensorKeyDictionary()  # one tensor serves every layer: reading it once lets them share a plan
 
 
-def _from_tensor(mask: Tensor) -> masks.Mask:
-    """A user's own four-dimensional mask: booleans, or numbers to add that only hide."""
+def _from_tensor(mask: Tensor) -> tuple[masks.Mask | None, biases.Bias | None]:
+    """A user's own four-dimensional mask: booleans, or numbers to add, which are a mask where they only hide."""
     if mask.dtype == torch.bool:
-        return masks.dense(mask)
+        return masks.dense(mask), None
     changes = version(mask)
-    known: tuple[int, masks.Mask] | None = _read_before.get(mask)
+    known: tuple[int, Any] | None = _read_before.get(mask)
     if known is not None and known[0] == changes >= 0:  # without a count, a change would go unnoticed
         return known[1]
     if not mask.is_floating_point():
@@ -189,17 +199,13 @@ def _from_tensor(mask: Tensor) -> masks.Mask:
             "True = may attend."
         )
     hidden = mask <= torch.finfo(mask.dtype).min / 2
-    if not bool((hidden | (mask == 0)).all()):
-        raise Unsupported(
-            "regard.transformers: this attention mask adds numbers to the scores, and biases are not supported yet; "
-            "pass booleans (True = may attend), or only 0 and the lowest number of its dtype."
-        )
-    read = masks.dense(~hidden)
+    only_hides = bool((hidden | (mask == 0)).all())
+    read = (masks.dense(~hidden), None) if only_hides else (None, biases.dense(mask.masked_fill(hidden, -torch.inf)))
     _read_before[mask] = (changes, read)
     return read
 
 
-def _refuse_arguments(layer: str, dropout: float, arguments: dict[str, Any]) -> None:
+def _refuse_arguments(layer: str, arguments: dict[str, Any]) -> None:
     """Stop where leaving an argument out would change the weights."""
     for name, meaning in REFUSED.items():
         if arguments.get(name) is not None:
@@ -207,11 +213,6 @@ def _refuse_arguments(layer: str, dropout: float, arguments: dict[str, Any]) -> 
                 f"regard.transformers: {layer} passes {name} ({meaning}), which is not supported yet; "
                 'use attn_implementation="eager".'
             )
-    if dropout > 0:
-        raise Unsupported(
-            f"regard.transformers: {layer} asks for attention dropout {dropout:g}, which is not supported yet; "
-            "call model.eval(), or set the attention dropout of its configuration to 0."
-        )
 
 
 @dataclass(frozen=True)
