@@ -99,11 +99,16 @@ def test_low_precision_is_computed_in_float32(backend, dtype):
     assert error < (1e-5 if wide == torch.float32 else 1e-12)  # a bfloat16 log-sum-exp would be off by 1e-2
 
 
-def test_autocast_does_not_lower_the_precision():
-    q, k, _ = _qkv(1, 2, 32, 16)
-    due = regard.attention(q, k).logsumexp()
+def test_autocast_casts_what_comes_in_and_nothing_else():
+    """Query, key and value as scaled_dot_product_attention casts them; scores, softmax and sums stay in float32."""
+    q, k, v = _qkv(1, 2, 32, 16)
+    low = regard.attention(q.bfloat16(), k.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(regard.attention(q, k).logsumexp(), due)
+        A = regard.attention(q, k)
+        assert A.dtype == torch.bfloat16
+        assert A.logsumexp().dtype == torch.float32
+        assert torch.equal(A.logsumexp(), low.logsumexp())
+        assert (A @ v).dtype == torch.nn.functional.scaled_dot_product_attention(q, k, v).dtype == torch.bfloat16
 
 
 def test_a_change_in_place_is_refused():

@@ -308,6 +308,8 @@ class Attention(TensorLike):
         tensor = checks.operand(operation, name, given, self.device)
         if tensor.ndim == 0:
             raise checks.ShapeError(f"{operation}: {name} must have one row for each of {length} {axis}; got a number.")
+        if self.layout.takes(tensor, length, heads):
+            return tensor
         return self.layout.operand(operation, name, axis, tensor, length, heads, tuple(self.shape))
 
 

@@ -76,14 +76,23 @@ class Call:
         sinks = None if self.sinks is None else rest.pop(0)
         combine = None if self.combine is None else rest.pop(0)
         bias = None if self.bias is None else self.bias.with_tensors(*rest)
-        return replace(self, query=query, key=key, sinks=sinks, combine=combine, bias=bias)
+        return self._but(query=query, key=key, sinks=sinks, combine=combine, bias=bias)
+
+    def _but(self, **changes: Any) -> Call:
+        """dataclasses.replace, which takes several times as long, and every small product waits for it."""
+        if torch.compiler.is_compiling():
+            return replace(self, **changes)
+        copy = object.__new__(Call)
+        copy.__dict__.update(self.__dict__)
+        copy.__dict__.update(changes)
+        return copy
 
     def constant(self) -> Call:
         """The same call without a graph."""
         if not any(t.requires_grad for t in self.tensors) and self.whole is None:
             return self
         whole = None if self.whole is None else self.whole.constant()
-        return replace(self.with_tensors(*(t.detach() for t in self.tensors)), whole=whole)
+        return self.with_tensors(*(t.detach() for t in self.tensors))._but(whole=whole)
 
     @property
     def differentiable(self) -> bool:
@@ -119,10 +128,7 @@ class Call:
         """The same call, which refuses to answer once one of the tensors, or of the mask's, was changed in place."""
         if torch.compiler.is_compiling():
             return self  # a graph is made of values: nothing in it changes in place
-        watched = tuple([(t, version(t)) for t in (*tensors, *self.mask.tensors())])
-        copy = object.__new__(Call)  # dataclasses.replace takes several times as long, and every small product waits for it
-        copy.__dict__.update(self.__dict__, watched=watched)
-        return copy
+        return self._but(watched=tuple([(t, version(t)) for t in (*tensors, *self.mask.tensors())]))
 
     @property
     def steady(self) -> bool:
@@ -137,7 +143,7 @@ class Call:
     def without_tensors(self) -> Call:
         """The same call with shapes in the place of its tensors, watching its mask: what a graph may keep."""
         shapes = self.with_tensors(*(torch.empty_like(t, device="meta") for t in self.tensors))
-        return replace(shapes, whole=None if self.whole is None else self.whole.without_tensors()).watching()
+        return shapes._but(whole=None if self.whole is None else self.whole.without_tensors()).watching()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy counts the changes of its own tensors."""
@@ -196,7 +202,7 @@ def reduce(call: Call, score: Score) -> Call:
 
 def cast(tensor: Any) -> Any:
     """A query, key or value as PyTorch's own attention takes it: under torch.autocast in its dtype, except float64."""
-    if not isinstance(tensor, Tensor) or tensor.dtype not in checks.FLOATS[:-1]:
+    if not isinstance(tensor, Tensor) or tensor.dtype == torch.float64 or tensor.dtype not in checks.FLOATS:
         return tensor
     kind = tensor.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):

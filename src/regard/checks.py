@@ -44,11 +44,12 @@ INDEX_IN_A_GRAPH = (
     "A.read(Columns((0, 3)))."
 )
 BUILT_IN_A_GRAPH = (
-    "attention: this matrix was built inside a compiled function, and cannot be asked outside of it: ask it inside and return "
+    "attention: a matrix that was built inside a compiled function answers A @ v and its questions there, and nowhere else: return "
     "the answers, or return query and key and build it outside."
 )
-VMAP_IN_A_GRAPH = (
-    "torch.vmap: a compiled graph has no rule for it; give query and key their batch dimensions instead, (…, heads, n, dim)."
+TRANSFORMED_IN_A_GRAPH = (
+    "torch.func transforms (vmap, grad, jvp, …) do not go through a reading of a compiled graph: for vmap give query and key their "
+    "batch dimensions, (…, heads, n, dim), for grad call backward."
 )
 FARTHEST = 1 << 60  # no position lies beyond: larger numbers mean "without end", and stay clear of what an int64 can hold
 

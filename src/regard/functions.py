@@ -53,8 +53,8 @@ def _exchanged(given: Tensor, matrix: Lazy) -> Tensor:
         if given.shape[-2 if given.ndim > 1 else -1] == columns:
             raise checks.Unsupported(
                 f"{matrix._called} @ v: torch.compile exchanges the operands of @, and a v of shape {checks.listed(given.shape)} "
-                f"could stand on either side of a matrix with {rows} rows and {columns} columns: write torch.matmul(A, v) or "
-                "A.matmul(v) in compiled functions."
+                f"could stand on either side of a matrix with {rows} rows and {columns} columns: write "
+                f"torch.matmul({matrix._called}, v) in compiled functions."
             )
         raise TypeError(matrix._backwards)
     return matrix.__matmul__(given)

@@ -44,6 +44,13 @@ class Layout:
             return tensor
         return tensor.reshape(*self.leading, *tensor.shape[2:])
 
+    def takes(self, given: Tensor, length: int, heads: tuple[int, ...]) -> bool:
+        """Whether a value is (batch, some heads, length, columns) as it is: the usual case, at once."""
+        if given.ndim != 4 or not self._folded or torch.compiler.is_compiling():
+            return False
+        batch, some, rows, _ = given.shape
+        return batch == self.batch[0] and rows == length and (some == 1 or some in heads)
+
     def operand(
         self,
         operation: str,
@@ -55,11 +62,6 @@ class Layout:
         shape: tuple[int, ...],
     ) -> Tensor:
         """A value or an r as (batch, some heads, length, columns); leading dimensions broadcast as in torch.matmul."""
-        if given.ndim == 4 and self._folded and not torch.compiler.is_compiling():  # the usual case, at once
-            batch, some, rows, _ = given.shape
-            if batch == self.batch[0] and rows == length and (some == 1 or some in heads):
-                return given
-
         def wanted() -> str:
             if self.heads is None:
                 return f"(…, {axis}, columns) with {axis} = {length}"

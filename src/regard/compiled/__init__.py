@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from regard import checks
 from regard.call import Call
 from regard.compiled import operators
 from regard.compiled.spelling import written
@@ -22,6 +23,8 @@ __all__ = ["ask", "operators"]
 
 def ask(call: Call, questions: tuple[Readout, ...], backend: Any) -> list[tuple[Tensor, ...]]:
     """The parts of each answer, from one operator; from one more for the log-sum-exp of the whole, on a part of the keys."""
+    if torch._C._are_functorch_transforms_active():
+        raise checks.Unsupported(checks.TRANSFORMED_IN_A_GRAPH)
     log_sum = None if call.whole is None else ask(call.whole, (LogSumExp(),), backend)[0][0]
     tensors: list[Tensor] = []
     numbers: list[int] = []

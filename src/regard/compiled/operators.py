@@ -204,7 +204,7 @@ def _twice(ctx: Any, *grads: Any) -> NoReturn:
 
 
 def _many(info: Any, dims: Any, *args: Any) -> NoReturn:
-    raise checks.Unsupported(checks.VMAP_IN_A_GRAPH)
+    raise checks.Unsupported(checks.TRANSFORMED_IN_A_GRAPH)
 
 
 library.impl("read", read, "CompositeExplicitAutograd")
