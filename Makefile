@@ -1,9 +1,10 @@
 # make demo   what a real model attends to            make test   every test
-# make lint   ruff and mypy, as CI runs them          make setup  only builds .venv (the others call it)
+# make lint   ruff and mypy, as CI runs them          make docs   docs/_build/html, warnings are errors
+# make setup  only builds .venv (the others call it)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-js lint format clean
+.PHONY: setup demo test test-js lint format docs clean
 setup: .venv/installed
 
 # One stamp: the second run only compares dates. constraints.txt says which versions were tested.
@@ -39,5 +40,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Offline: nothing is fetched.
+docs: setup
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
 clean:
-	rm -rf .venv node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv node_modules docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

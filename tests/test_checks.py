@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import jaxtyping
 import numpy as np
@@ -800,7 +801,34 @@ ATTACKS = [
     ),
 ]
 
-ROWS = [*ATTACKS, *ALGEBRA, *READOUTS, *CALL, *MASKS, *PACKED, *BIASES_AND_SCORES, *QUESTIONS, *TENSORS]
+def traced(call: Callable[[], Any]) -> Any:
+    """As if a graph were being made of it; test_compile.py makes graphs."""
+    with patch("torch.compiler.is_compiling", return_value=True):
+        return call()
+
+
+GRAPHS = [
+    row(
+        Unsupported,
+        lambda: traced(lambda: torch.Tensor.matmul(zeros(6, 5), MATRIX)),
+        "A @ v: torch.compile exchanges the operands of @, and a v of shape (6, 5) could stand on either side of a matrix with 5",
+        "write torch.matmul(A, v) in compiled functions.",
+    ),
+    row(TypeError, lambda: traced(lambda: torch.Tensor.matmul(zeros(3, 5), MATRIX)), "v @ A is not a question"),
+    row(
+        Unsupported,
+        lambda: traced(lambda: Mass(torch.tensor([0, 1]))),
+        "mass: a compiled graph does not look at numbers: say count, the number of segments.",
+    ),
+    row(
+        Unsupported,
+        lambda: traced(lambda: documents.from_cu_seqlens(torch.tensor([0, 3]))),
+        "documents: a compiled graph does not look at numbers, and cu_seqlens is made of them: make the mask outside",
+    ),
+]
+MATRIX = matrix()
+
+ROWS = [*GRAPHS, *ATTACKS, *ALGEBRA, *READOUTS, *CALL, *MASKS, *PACKED, *BIASES_AND_SCORES, *QUESTIONS, *TENSORS]
 
 
 @pytest.fixture(autouse=True)
@@ -869,7 +897,7 @@ def test_every_sentence_has_a_row():
 
 def test_every_function_of_checks_says_something():
     """A helper that refuses nothing would escape the test above."""
-    plain = {"_number", "_shape", "human", "reach"}
+    plain = {"_both", "_number", "_shape", "human", "listed", "one_of", "reach"}
     tree = ast.parse(Path(checks.__file__).read_text(encoding="utf-8"))
     saying = {n.name for n in tree.body if isinstance(n, ast.FunctionDef) for x in ast.walk(n) if isinstance(x, ast.Raise)}
     assert {n.name for n in tree.body if isinstance(n, ast.FunctionDef)} == saying | plain

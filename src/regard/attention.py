@@ -62,7 +62,7 @@ def attention(
             the softmax with one more zero.
         offset: the position of query 0 among the keys: an int, or one per batch row; None = keys - queries, so that the
             queries are the last ones, as with a key/value cache.
-        backend: a demand: 'tiled', or 'reference' (dense, the specification); None chooses.
+        backend: a demand: 'fused', 'tiled', or 'reference' (dense, the specification); None chooses.
 
     Raises:
         ShapeError: shapes that do not fit together. TypeError, ValueError: dtypes, devices, masks that do not.
@@ -99,7 +99,9 @@ def attention(
         call = replace(call, sinks=checks.sinks(sinks, heads, q.device).to(call.dtype).expand(heads))
     tensors = (query, key, *score.tensors(), *(() if bias is None else bias.tensors()), sinks)
     call = reduce(call, score).watching(*(t for t in tensors if isinstance(t, Tensor)))
-    if backend is not None:
+    if isinstance(backend, str) and torch.compiler.is_compiling():
+        checks.choice("attention", "backend", backend, tuple(backends.BACKENDS))  # made in the operator
+    elif backend is not None:
         backends.named(backend)
     # a matrix that is built without a graph is a constant
     return Attention(call if torch.is_grad_enabled() else call.constant(), layout, backend)
@@ -129,6 +131,7 @@ class Attention(TensorLike):
 
     @property
     def device(self) -> torch.device:
+        """Where its tensors are."""
         return self.call.device
 
     def __repr__(self) -> str:
@@ -248,7 +251,8 @@ class Attention(TensorLike):
         """The same matrix, whose products A @ v and A.mT @ r use weights that are 0 with probability p, else 1/(1 - p) times.
 
         Which ones is decided by seed, batch row, head, query and key alone, so that a part of the matrix, every backend and
-        the backward agree. Questions are about the weights before dropout; a second dropout takes the first one's place. Source: Srivastava et al. 2014.
+        the backward agree. Questions are about the weights before dropout; a second dropout takes the first one's place.
+        Source: Srivastava et al. 2014.
         """
         dropped = replace(self, drop=Dropout(p, seed))
         dropped._memo.extend(self._memo)

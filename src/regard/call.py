@@ -33,7 +33,7 @@ class Call:
     key: Float[Tensor, "batch kv_heads keys dim"]
     mask: Mask
     scale: float
-    offset: int | tuple[int, ...]
+    offset: int | tuple[int, ...]  # in a graph that is being traced, perhaps a tensor
     axes: Axes
     bias: Bias | None = None
     softcap: float | None = None
@@ -113,7 +113,7 @@ class Call:
         if isinstance(self.offset, Tensor):
             return None
         if torch.compiler.is_compiling():
-            return self.offset, self.offset + torch.sym_max(self.query.shape[2] - 1, 0)  # type: ignore[return-value, operator]
+            return self.offset, self.offset + torch.sym_max(self.query.shape[2] - 1, 0)  # type: ignore[return-value]
         offsets = (self.offset,) if isinstance(self.offset, int) else self.offset
         queries = self.query.shape[2]
         return min(offsets, default=0), max(offsets, default=0) + max(queries - 1, 0)

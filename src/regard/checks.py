@@ -6,7 +6,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -37,19 +37,20 @@ NOT_IN_A_GRAPH = (
     "outside of the compiled function, or in a function marked with @torch.compiler.disable."
 )
 ONCE_IN_A_GRAPH = (
-    "attention: a compiled graph has first derivatives only; for gradients of gradients call the function without torch.compile."
+    "attention: a compiled graph has first derivatives only; for gradients of gradients call the function without "
+    "torch.compile."
 )
 INDEX_IN_A_GRAPH = (
     "A[…]: a compiled graph takes integers and slices; for chosen queries or keys ask A.read(Rows((0, 3))) or "
     "A.read(Columns((0, 3)))."
 )
 BUILT_IN_A_GRAPH = (
-    "attention: a matrix that was built inside a compiled function answers A @ v and its questions there, and nowhere else: return "
-    "the answers, or return query and key and build it outside."
+    "attention: a matrix that was built inside a compiled function answers A @ v and its questions there, and nowhere else: "
+    "return the answers, or return query and key and build it outside."
 )
 TRANSFORMED_IN_A_GRAPH = (
-    "torch.func transforms (vmap, grad, jvp, …) do not go through a reading of a compiled graph: for vmap give query and key their "
-    "batch dimensions, (…, heads, n, dim), for grad call backward."
+    "torch.func transforms (vmap, grad, jvp, …) do not go through a reading of a compiled graph: for vmap give query and key "
+    "their batch dimensions, (…, heads, n, dim), for grad call backward."
 )
 FARTHEST = 1 << 60  # no position lies beyond: larger numbers mean "without end", and stay clear of what an int64 can hold
 
@@ -234,7 +235,7 @@ def comparable(operation: str, first: object, second: object) -> None:
         raise ValueError(f"{operation}: both matrices must be on one device; got {first.device} and {second.device}.")
 
 
-def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> int | tuple[int, ...] | Tensor:
+def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> int | tuple[int, ...]:
     """The position of query 0 among the keys: one number, or one per batch row; in a compiled graph these stay a tensor."""
     if value is None:
         return keys - queries
@@ -244,11 +245,11 @@ def offset(value: int | Tensor | None, batch: int, queries: int, keys: int) -> i
         raise TypeError(f"attention: offset must be None, an int or an integer tensor of shape (batch,); got {value!r}.")
     _stored("attention: offset", value)
     if value.ndim == 0:
-        return value.expand(batch) if torch.compiler.is_compiling() else int(value)
+        return cast(Any, value.expand(batch)) if torch.compiler.is_compiling() else int(value)
     if tuple(value.shape) != (batch,):
         raise ShapeError(f"attention: offset must have shape (batch,) = ({batch},); got {_shape(value)}.")
     if torch.compiler.is_compiling():
-        return value
+        return cast(Any, value)
     return tuple(whole_number("attention", "offset", n, least=-FARTHEST) for n in value.tolist())
 
 
@@ -386,7 +387,7 @@ def at_least_one_length(values: Sequence[object]) -> None:
 def whole_number(operation: str, name: str, value: object, least: int | None = 0) -> int:
     """An integer, not below least."""
     if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
-        number: int = value  # a symbol of a graph stays one
+        number = cast(int, value)  # a symbol of a graph stays one
     elif isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{operation}: {name} must be an integer; got {value!r}.")
     else:
@@ -619,7 +620,14 @@ def operand(operation: str, name: str, value: object, device: torch.device) -> T
 
 
 def operand_shape(
-    operation: str, name: str, axis: str, given: Tensor, length: int, wanted: Callable[[], str], fits: bool, shape: Sequence[int]
+    operation: str,
+    name: str,
+    axis: str,
+    given: Tensor,
+    length: int,
+    wanted: Callable[[], str],
+    fits: bool,
+    shape: Sequence[int],
 ) -> None:
     """A value with one row per key, or an r with one row per query, and heads that fit."""
     rows = given.shape[0] if given.ndim == 1 else given.shape[-2]
@@ -651,7 +659,7 @@ def segments(operation: str, value: object, count: int | None) -> tuple[Tensor, 
     rows = held.reshape(-1, held.shape[-1]) if held.ndim == 2 else held[None]
     if torch.compiler.is_compiling():
         if count is None:
-            raise Unsupported(f"{operation}: a compiled graph does not look at numbers: say count, how many segments there are.")
+            raise Unsupported(f"{operation}: a compiled graph does not look at numbers: say count, the number of segments.")
         return rows, whole_number(operation, "count", count)  # looked at when the graph runs
     least, most = (int(held.min()), int(held.max())) if held.numel() else (0, -1)
     number = most + 1 if count is None else whole_number(operation, "count", count)

@@ -14,7 +14,15 @@ from regard.lazy import Lazy, instead
 from regard.tensorlike import TensorLike
 
 TAKE_LESS = "Take less of it, A[..., :64, :64] or single rows, or ask first: A.sum(-2), A.pool((64, 64)), A.topk(8)."
-PRODUCT = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm, torch.mv, operator.matmul)  # the last one in torch.export
+PRODUCT = (
+    torch.matmul,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    torch.bmm,
+    torch.mm,
+    torch.mv,
+    operator.matmul,
+)  # the last one in torch.export
 JOINED = (torch.stack, torch.cat, torch.concat, torch.concatenate)
 METHODS = {
     getattr(torch, name): name
@@ -52,9 +60,9 @@ def _exchanged(given: Tensor, matrix: Lazy) -> Tensor:
     if given.ndim and given.shape[-1] == rows:
         if given.shape[-2 if given.ndim > 1 else -1] == columns:
             raise checks.Unsupported(
-                f"{matrix._called} @ v: torch.compile exchanges the operands of @, and a v of shape {checks.listed(given.shape)} "
-                f"could stand on either side of a matrix with {rows} rows and {columns} columns: write "
-                f"torch.matmul({matrix._called}, v) in compiled functions."
+                f"{matrix._called} @ v: torch.compile exchanges the operands of @, and a v of shape "
+                f"{checks.listed(given.shape)} could stand on either side of a matrix with {rows} rows and {columns} columns: "
+                f"write torch.matmul({matrix._called}, v) in compiled functions."
             )
         raise TypeError(matrix._backwards)
     return matrix.__matmul__(given)

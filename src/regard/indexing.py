@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ def _item(item: Any, size: int, axis: str) -> int | slice | Tensor:
             raise checks.Unsupported(checks.INDEX_IN_A_GRAPH)
         return _places(_index_tensor(item), size, axis)
     if isinstance(item, int | torch.SymInt) and not isinstance(item, bool):
-        return _place(item, size, axis)
+        return _place(cast(int, item), size, axis)
     if isinstance(item, bool | np.bool_) or not hasattr(item, "__index__"):
         raise IndexError(f"A[…]: takes integers, slices, an ellipsis and index tensors; got {item!r}.")
     return _place(int(item.__index__()), size, axis)
@@ -191,7 +191,7 @@ def _traced_places(layout: Layout, items: list[Any]) -> tuple[slice | list[int],
     if layout.heads is not None:
         heads, count = slices.pop(), left.pop()
     shape = tuple([n for n in left if n is not None])
-    if all([_is_all(item) for item in slices]):
+    if all(_is_all(item) for item in slices):
         return slice(None), heads, Layout(shape, count)
     if len(slices) == 1:
         return slices[0], heads, Layout(shape, count)

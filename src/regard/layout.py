@@ -62,6 +62,7 @@ class Layout:
         shape: tuple[int, ...],
     ) -> Tensor:
         """A value or an r as (batch, some heads, length, columns); leading dimensions broadcast as in torch.matmul."""
+
         def wanted() -> str:
             if self.heads is None:
                 return f"(…, {axis}, columns) with {axis} = {length}"
@@ -73,7 +74,7 @@ class Layout:
         if fits and self.heads is not None and column.ndim > 2:
             fits = checks.one_of(column.shape[-3], 1, *heads)
         leading = column.shape[: -2 if self.heads is None else -3]
-        fits = fits and all([checks.one_of(n, 1, m) for n, m in zip(reversed(leading), reversed(self.batch), strict=False)])
+        fits = fits and all(checks.one_of(n, 1, m) for n, m in zip(reversed(leading), reversed(self.batch), strict=False))
         checks.operand_shape(operation, name, axis, given, length, wanted, fits, shape)
         if self.heads is None:
             column = column[..., None, :, :]

@@ -87,9 +87,11 @@ class Lazy(ABC):
 
     @property
     def ndim(self) -> int:
+        """How many dimensions it has."""
         return len(self.shape)
 
     def dim(self) -> int:
+        """How many dimensions it has."""
         return len(self.shape)
 
     def __len__(self) -> int:
@@ -100,13 +102,16 @@ class Lazy(ABC):
         return self.shape if dim is None else self.shape[checks.dimension("size", dim, self.ndim)]
 
     def numel(self) -> int:
+        """How many weights it has: nothing of that size is stored."""
         return math.prod(self.shape)
 
     def is_floating_point(self) -> bool:
+        """True: weights are."""
         return True
 
     @property
     def is_cuda(self) -> bool:
+        """Whether its tensors are on a CUDA device."""
         return self.device.type == "cuda"
 
     __array_ufunc__: ClassVar[None] = None  # NumPy's operators come to us instead of reading the matrix row by row

@@ -160,9 +160,11 @@ class TensorLike(Lazy):
         return moved if dtype is None else moved._widened(dtype)
 
     def cpu(self) -> Attention:
+        """On the CPU; see `to`."""
         return self.to("cpu")
 
     def cuda(self, device: Any = None) -> Attention:
+        """On that CUDA device, or the current one; see `to`."""
         return self.to("cuda" if device is None else device)
 
     def float(self) -> Attention:
@@ -174,12 +176,15 @@ class TensorLike(Lazy):
         return self.to(torch.float64)
 
     def half(self) -> Attention:
+        """The same, if it is float16 already; Unsupported for others, whose weights would change."""
         return self.to(torch.float16)
 
     def bfloat16(self) -> Attention:
+        """The same, if it is bfloat16 already; Unsupported for others, whose weights would change."""
         return self.to(torch.bfloat16)
 
     def type(self, dtype: torch.dtype) -> Attention:
+        """In that dtype; see `to`."""
         return self.to(dtype)
 
     def _widened(self, dtype: torch.dtype) -> Attention:

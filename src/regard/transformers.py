@@ -25,6 +25,8 @@ from regard import biases, masks
 from regard.checks import Unsupported
 from regard.masks.algebra import version
 
+__all__ = ["NAME", "require"]
+
 NAME = "regard"
 
 # What a model may hand over that changes the weights, and that would silently be lost if it were ignored.

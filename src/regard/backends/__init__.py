@@ -14,6 +14,8 @@ from regard.call import Call
 from regard.readouts.base import Readout
 from regard.readouts.logsumexp import LogSumExp
 
+__all__ = ["BACKENDS", "Backend", "available"]
+
 
 @cache
 def _reference() -> Backend:

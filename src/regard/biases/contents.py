@@ -57,7 +57,7 @@ class Dense(Bias):
 
     def misfits(self, batch: int, heads: int, queries: int, keys: int, positions: tuple[int, int]) -> list[str]:
         wanted = (batch, heads, queries, keys)
-        if all([checks.one_of(n, 1, w) for n, w in zip(self._shape(), wanted, strict=True)]):
+        if all(checks.one_of(n, 1, w) for n, w in zip(self._shape(), wanted, strict=True)):
             return []
         return [f"dense bias of shape {checks.listed(self.tensor.tensor.shape)} does not broadcast to {checks.listed(wanted)}"]
 

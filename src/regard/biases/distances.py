@@ -206,7 +206,9 @@ class Relative(Bias):
 
     def misfits(self, batch: int, heads: int, queries: int, keys: int, positions: tuple[int, int]) -> list[str]:
         rows, entries = self.table.tensor.shape
-        found = [] if checks.one_of(rows, 1, heads) else [f"a table of shape ({rows}, {entries}) has {rows} heads and the matrix {heads}"]
+        found = []
+        if not checks.one_of(rows, 1, heads):
+            found.append(f"a table of shape ({rows}, {entries}) has {rows} heads and the matrix {heads}")
         covers = self.by.covers(entries)
         low, high = -positions[1], keys - 1 - positions[0]
         if covers and batch and heads and queries and keys and not covers[0] <= low <= high <= covers[1]:

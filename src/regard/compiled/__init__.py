@@ -6,7 +6,7 @@ The matrix itself is traced, and gone once the graph is there. What it was asked
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,4 +42,4 @@ def ask(call: Call, questions: tuple[Readout, ...], backend: Any) -> list[tuple[
 def _require_grad(questions: tuple[Readout, ...]) -> bool:
     if not torch.is_grad_enabled():
         return False
-    return any([tensor.requires_grad for question in questions for tensor in question.operands])
+    return any(tensor.requires_grad for question in questions for tensor in question.operands)

@@ -153,7 +153,9 @@ def pull(
             if all(grad is None for n in places for grad in above[n]):
                 continue
             readouts = [asked.readouts[n] for n in places]
-            found, own = backend.gradients(asked.call, readouts, log_sum, [parts[n] for n in places], [above[n] for n in places])
+            found, own = backend.gradients(
+                asked.call, readouts, log_sum, [parts[n] for n in places], [above[n] for n in places]
+            )
             of = (*asked.call.tensors, *(t for readout in readouts for t in readout.operands))
             for tensor, grad in zip(of, found, strict=True):
                 add(tensor, grad)

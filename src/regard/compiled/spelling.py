@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from regard.compiled.spans import Span
 from regard.masks import Mask
 from regard.masks.algebra import Box, Held
 from regard.masks.contents import Where
-from regard.plan import Axes
 
 MODULES = (
     *("masks.algebra", "masks.contents", "masks.documents", "masks.intervals", "dropout", "plan"),
@@ -68,7 +67,7 @@ def written(value: Any, tensors: list[Tensor], numbers: list[int], kept: bool = 
     if isinstance(value, float):
         return f'{{"float": "{value.hex()}"}}'
     if isinstance(value, int | torch.SymInt):
-        numbers.append(value)
+        numbers.append(cast(int, value))
         return f'{{"int": {len(numbers) - 1}}}'
     if isinstance(value, range | Span):
         numbers.extend([value.start, value.stop, value.step])
@@ -135,7 +134,7 @@ class Reader:
         kind, parts = CLASSES[name]
         if kind is Held:
             return Held(self.of(rest[0]))
-        made = object.__new__(kind)  # checked when it was first made
+        made: Any = object.__new__(kind)  # checked when it was first made
         for part, tree in zip(parts, rest, strict=True):
             object.__setattr__(made, part, self.of(tree))
         return alive(made) if isinstance(made, Mask) and self.known and not made.tensors() else made

@@ -96,7 +96,7 @@ class Dense(Mask):
     def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
         shape = self._shape()
         wanted = tuple(n if w is None else w for n, w in zip(shape, (batch, heads, queries, keys), strict=True))
-        if all([checks.one_of(n, 1, w) for n, w in zip(shape, wanted, strict=True)]):
+        if all(checks.one_of(n, 1, w) for n, w in zip(shape, wanted, strict=True)):
             return []
         return [f"dense mask of shape {checks.listed(self.tensor.tensor.shape)} does not broadcast to {checks.listed(wanted)}"]
 

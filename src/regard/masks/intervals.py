@@ -142,7 +142,9 @@ class Lengths(Interval):
 
     def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
         count = len(self._tensor(torch.device("cpu")))
-        return [] if batch is None or checks.one_of(count, 1, batch) else [f"padding has {count} lengths and the batch {batch} rows"]
+        if batch is None or checks.one_of(count, 1, batch):
+            return []
+        return [f"padding has {count} lengths and the batch {batch} rows"]
 
     @property
     def expression(self) -> str:
