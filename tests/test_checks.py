@@ -811,7 +811,7 @@ GRAPHS = [
     row(
         Unsupported,
         lambda: traced(lambda: torch.Tensor.matmul(zeros(6, 5), MATRIX)),
-        "A @ v: torch.compile exchanges the operands of @, and a v of shape (6, 5) could stand on either side of a matrix with 5",
+        "A @ v: torch.compile exchanges the operands of @, and a v of shape (6, 5) could stand on either side of a matrix",
         "write torch.matmul(A, v) in compiled functions.",
     ),
     row(TypeError, lambda: traced(lambda: torch.Tensor.matmul(zeros(3, 5), MATRIX)), "v @ A is not a question"),

@@ -104,8 +104,8 @@ def same(got: list[Tensor], due: list[Tensor]) -> None:
     """The operators run the backends that run in eager mode: at most the order of a sum differs."""
     assert [(t.shape, t.dtype) for t in got] == [(t.shape, t.dtype) for t in due]
     for g, d in zip(got, due, strict=True):
-        torch.testing.assert_close(g, d, rtol=1e-5, atol=1e-5 * max(1.0, float(d.masked_fill(d.isinf(), 0).abs().amax())
-                                                                    if d.is_floating_point() and d.numel() else 1.0))  # fmt: skip
+        finite = d[d.isfinite()].abs()
+        torch.testing.assert_close(g, d, rtol=1e-5, atol=1e-5 * max(1.0, float(finite.max()) if finite.numel() else 0.0))
 
 
 def compare(
@@ -131,7 +131,7 @@ def has_function(mask: Mask) -> bool:
     return isinstance(mask, Where) or any(map(has_function, mask.parts()))
 
 
-@settings(max_examples=9, phases=DRAW)
+@settings(max_examples=7, phases=DRAW)
 @given(cases(dtypes=(torch.float32, torch.float64)), st.permutations(QUESTIONS), st.booleans())
 def test_a_compiled_reading_is_the_eager_one(case: Case, questions: list[Readout], dynamic: bool) -> None:
     assume(not has_function(case.mask))
@@ -178,7 +178,8 @@ USES: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "functions": lambda q, k, v: (torch.sum(built(q, k), -2), torch.bmm(built(q[0], k[0]), v[0].repeat_interleave(2, 0))),
     "transpose": lambda q, k, v: torch.matmul(built(q, k, mask=causal).mT, q[..., :3]),
     "divergence": lambda q, k, v: (built(q, k).kl(built(q * 2, k)), built(q, k, mask=causal).js(built(q, k, mask=window(3)))),
-    "slices": lambda q, k, v: (built(q, k)[0, 1, 3], built(q, k, mask=causal)[..., ::2, 1::2].sum(-1), built(q, k)[:, 1:3].entropy()),
+    "rows": lambda q, k, v: (built(q, k)[0, 1, 3], built(q, k)[:, 1:3].entropy()),
+    "slices": lambda q, k, v: built(q, k, mask=causal)[..., ::2, 1::2].sum(-1),
     "part of the keys": lambda q, k, v: torch.matmul(built(q, k, mask=causal)[..., 1:-1], v[..., 1:-1, :]),
     "batch rows": lambda q, k, v: built(q, k, mask=causal & padding(LENGTHS))[1:].entropy(),
     "two batch dimensions": lambda q, k, v: built(q.unflatten(0, (2, 1)), k.unflatten(0, (2, 1)))[1, :, 2].entropy(),
@@ -336,26 +337,47 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Any], str]] = {
         "a compiled graph knows regard's own masks, biases, readouts and backends by name, and not Where: use it outside",
     ),
     "own readout": (lambda q, k, v: built(q, k).read(Own()).own, "and not Own: use it outside of the compiled function"),
-    "either side": (both_sides, "torch.compile exchanges the operands of @, and a v of shape (2, 1, 9, 9) could stand on either"),
+    "either side": (
+        both_sides,
+        "torch.compile exchanges the operands of @, and a v of shape (2, 1, 9, 9) could stand on either side",
+    ),
     "v @ A": (lambda q, k, v: q.mT @ built(q, k), "v @ A is not a question to an attention matrix"),
     "matmul(v, A)": (lambda q, k, v: torch.matmul(q.mT, built(q, k)), "v @ A is not a question to an attention matrix"),
-    "index tensor": (lambda q, k, v: built(q, k)[..., torch.tensor([0, 2]), :], "A[…]: a compiled graph takes integers and slices"),
-    "count": (lambda q, k, v: built(q, k).mass(torch.arange(k.shape[-2])), "mass: a compiled graph does not look at numbers: say"),
+    "index tensor": (
+        lambda q, k, v: built(q, k)[..., torch.tensor([0, 2]), :],
+        "A[…]: a compiled graph takes integers and slices; for chosen queries or keys ask A.read(Rows((0, 3)))",
+    ),
+    "count": (
+        lambda q, k, v: built(q, k).mass(torch.arange(k.shape[-2])),
+        "mass: a compiled graph does not look at numbers: say count, the number of segments.",
+    ),
     "cu_seqlens": (
         lambda q, k, v: built(q, k, mask=documents.from_cu_seqlens(LENGTHS)).entropy(),
         "documents: a compiled graph does not look at numbers, and cu_seqlens is made of them",
     ),
-    "explain": (lambda q, k, v: built(q, k).explain(), "a matrix that was built inside a compiled function answers A @ v and its"),
-    "vmap": (lambda q, k, v: torch.vmap(lambda q, k: built(q, k).entropy())(q, k), "torch.func transforms (vmap, grad, jvp, …)"),
-    "grad": (lambda q, k, v: torch.func.grad(lambda q: built(q, k).entropy().sum())(q), "torch.func transforms (vmap, grad, jvp"),
-    "shapes": (lambda q, k, v: built(q, k[..., :3]), "query and key must have the same dim, at least 1; got 8 and 3 (query (2, 4, 9,"),
+    "explain": (
+        lambda q, k, v: built(q, k).explain(),
+        "a matrix that was built inside a compiled function answers A @ v and its questions there, and nowhere else",
+    ),
+    "vmap": (
+        lambda q, k, v: torch.vmap(lambda q, k: built(q, k).entropy())(q, k),
+        "torch.func transforms (vmap, grad, jvp, …) do not go through a reading of a compiled graph",
+    ),
+    "grad": (
+        lambda q, k, v: torch.func.grad(lambda q: built(q, k).entropy().sum())(q),
+        "torch.func transforms (vmap, grad, jvp, …) do not go through a reading of a compiled graph",
+    ),
+    "shapes": (
+        lambda q, k, v: built(q, k[..., :3]),
+        "attention: query and key must have the same dim, at least 1; got 8 and 3 (query (2, 4, 9, 8), key (2, 2, 9, 3)).",
+    ),
     "values": (
         lambda q, k, v: torch.matmul(built(q, k), v[..., :2, :]),
         "A @ v: keys and values must have the same length; got 9 keys (matrix (2, 4, 9, 9)) and 2 values (shape (2, 2, 2, 5)).",
     ),
     "elementwise": (lambda q, k, v: built(q, k) * 2, "A * x would be a stored matrix: ask first and compute then"),
     "backend": (lambda q, k, v: built(q, k, backend="none"), "attention: backend must be one of"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dynamic", [True, False])

@@ -130,6 +130,7 @@ def test_every_public_name_has_a_docstring(name):
         else:
             doc = what.__doc__ or inspect.getdoc(getattr(found(module(name), path.rpartition(".")[0]), path.rpartition(".")[2]))
             assert doc, path
+            assert not doc.startswith(f"{path}("), f"{path} has only the docstring that dataclass gives"
             assert doc.strip()[-1] in ".:)", path
 
 

@@ -2,6 +2,9 @@
 
 The matrix itself is traced, and gone once the graph is there. What it was asked travels as text, numbers and tensors
 (`spelling`), and two operators answer and differentiate it (`operators`), with the backends that answer outside.
+
+Plans of masks without tensors are kept between calls; a mask that holds tensors is laid out anew by each operator. PyTorch
+2.13 cannot trace `~mask` itself: make such a mask outside of the compiled function.
 """
 
 from __future__ import annotations
