@@ -21,7 +21,7 @@ demo: setup
 
 # The modules first: the browser tests use what npm installs for them.
 test: setup test-js
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto
 
 test-js:
 	@if command -v node >/dev/null && command -v npm >/dev/null; then $(MAKE) --no-print-directory node_modules/.package-lock.json && \

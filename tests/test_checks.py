@@ -164,7 +164,7 @@ CALL = [
     row(
         Unsupported,
         lambda: matrix().read(Odd()),
-        "no backend can answer; fused: it answers the output and the log-sum-exp, and not odd. tiled: Odd is neither an OnlineR",
+        "no backend can answer; fused: it answers the output and the log-sum-exp, and not odd. tiled: Odd is neither an Online",
         "FinishedReadout. reference: it only answers when it is named.",
     ),
 ]
@@ -800,6 +800,7 @@ ATTACKS = [
         "additive needs at least one hidden unit; got none",
     ),
 ]
+
 
 def traced(call: Callable[[], Any]) -> Any:
     """As if a graph were being made of it; test_compile.py makes graphs."""

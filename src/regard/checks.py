@@ -276,9 +276,10 @@ def _refuse_tensor_mask(operation: str, value: Tensor) -> NoReturn:
 def _stored(operation: str, value: Tensor) -> None:
     """A tensor that stores every number: no jagged, no sparse one."""
     if value.is_nested or value.layout != torch.strided:
+        got = "a nested one" if value.is_nested else f"layout {value.layout}"
         raise TypeError(
-            f"{operation}: needs a dense tensor; got {'a nested one' if value.is_nested else f'layout {value.layout}'}. Sequences "
-            "of different lengths are padded, masks.padding(lengths), or packed, masks.documents(ids)."
+            f"{operation}: needs a dense tensor; got {got}. Sequences of different lengths are padded, masks.padding(lengths), "
+            "or packed, masks.documents(ids)."
         )
 
 
@@ -418,7 +419,8 @@ def not_looked_up(error: Exception, expression: str, pairs: Sequence[Tensor]) ->
     """Pairs that do not broadcast, or lie outside of what a mask knows."""
     names = ("batch", "head", "query", "key", "offset")
     shapes = ", ".join(f"{name} {_shape(t)}" for name, t in zip(names, pairs, strict=True))
-    raise IndexError(f"allows: {expression} cannot be looked up there ({shapes}); PyTorch said {str(error).replace('torch.Size', '')!r}.") from error
+    said = str(error).replace("torch.Size", "")
+    raise IndexError(f"allows: {expression} cannot be looked up there ({shapes}); PyTorch said {said!r}.") from error
 
 
 def function(operation: str, value: object) -> Callable[..., Any]:
@@ -439,8 +441,8 @@ def function(operation: str, value: object) -> Callable[..., Any]:
 def where_failed(error: RuntimeError, device: torch.device, expression: str) -> NoReturn:
     """What went wrong inside a where function."""
     raise ValueError(
-        f"{expression}: the function failed on indices on {device}; tensors that it holds must be there too, and broadcast with "
-        f"them. PyTorch said {str(error)!r}."
+        f"{expression}: the function failed on indices on {device}; tensors that it holds must be there too, and broadcast "
+        f"with them. PyTorch said {str(error)!r}."
     ) from error
 
 
@@ -696,8 +698,8 @@ def fits_picture(bins: tuple[int, int], shape: Sequence[int], bytes_each: int) -
     size = math.prod(shape[:2]) * math.prod(bins) * bytes_each
     if size > ANSWER_LIMIT and math.prod(bins) > math.prod(shape[2:]):
         raise TooLarge(
-            f"pool: {bins} bins for each of {math.prod(shape[:2])} heads (shape {tuple(shape)}) would take {human(size)}, above the "
-            f"limit of {human(ANSWER_LIMIT)}: at most {tuple(shape[2:])} bins hold something."
+            f"pool: {bins} bins for each of {math.prod(shape[:2])} heads (shape {tuple(shape)}) would take {human(size)}, "
+            f"above the limit of {human(ANSWER_LIMIT)}: at most {tuple(shape[2:])} bins hold something."
         )
 
 

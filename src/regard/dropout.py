@@ -4,7 +4,8 @@ So every sweep, every backend and every backward agree on it without storing any
 
     kept(b, h, i, j)  ⇔  mix(mix(mix(mix(s, b), h), i), j) ≥ p · 2³²,        mix(x, y) = fmix32(x · 0x9E3779B1 + y + 1)
 
-where s = mix(low, high) of the seed's lower 32 bits and the rest, fmix32 is the finaliser of MurmurHash3, and all numbers are unsigned of 32 bits.
+where s = mix(low, high) of the seed's lower 32 bits and the rest, fmix32 is the finaliser of MurmurHash3, and all numbers are
+unsigned of 32 bits.
 """
 
 from __future__ import annotations

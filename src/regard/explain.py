@@ -76,8 +76,8 @@ def explain(
 ) -> Explanation:
     """What each question costs alone, multiply-adds counted as two; none given = the output and the usual ones.
 
-    A walk over the tiles makes the scores of the visible pairs, see `_score`: time O(n² · dim), memory O(n · dim). A question of
-    the second sweep takes two, as the log-sum-exp comes first; on a part of the keys every question takes one, and the
+    A walk over the tiles makes the scores of the visible pairs, see `_score`: time O(n² · dim), memory O(n · dim). A question
+    of the second sweep takes two, as the log-sum-exp comes first; on a part of the keys every question takes one, and the
     log-sum-exp of the whole one more. known = another question has found the log-sum-exp already.
     """
     checks.questions("explain", questions)

@@ -22,8 +22,8 @@ class KL(FinishedReadout):
     """Σ_j A_ij (ln A_ij - ln B_ij) in nats, (batch, heads, queries); +inf where B hides what A gives weight.
 
     mixed: against (A + B) / 2 in B's place, which is never +inf and at most ln 2. The sums go over the keys: a sink has no part
-    in them, and where it takes weight from the rows the sum may be below 0. Rows that are +inf have no gradient. Asked as A.kl(B), and twice by A.js(B). Source: Kullback and Leibler 1951;
-    Lin 1991.
+    in them, and where it takes weight from the rows the sum may be below 0. Rows that are +inf have no gradient. Asked as
+    A.kl(B), and twice by A.js(B). Source: Kullback and Leibler 1951; Lin 1991.
     """
 
     other: Call
