@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from regard import masks, pretrained
 from regard.masks import Mask, causal, documents, prefix, window
-from regard.picture import png
 from regard.plan import Axes, lay
 
 IMAGES = Path(__file__).with_name("images")
@@ -19,15 +18,30 @@ SHADES = {"empty": "#f4f4f2", "mixed": "#f0b429", "full": "#2f6f9f"}
 
 
 def head() -> None:
-    """Layer 3, head 1 of the packaged MiniLM on the sentence: one square per weight, as dark as its square root."""
+    """Layer 3, head 1 of the packaged MiniLM on the sentence: a square per weight, as dark as its root; from 0.1 numbered."""
     model = pretrained.load()
     tokens = pretrained.tokenize(model, SENTENCE)
     with torch.no_grad():
         weights = pretrained.attentions(model, tokens)[3][0, 1].to_dense()
-    dark = np.round(255 * (1 - weights.sqrt().clamp(0, 1).numpy())).astype(np.uint8)
-    (IMAGES / "minilm-layer-3-head-1.png").write_bytes(png(dark.repeat(20, 0).repeat(20, 1)))
-    words = [piece.lower() for piece in tokens.pieces]
-    print(f"it -> animal: {float(weights[words.index('it'), words.index('animal')]):.2f}")
+    side, edge = 26, 58  # pixels of a square, and for the words
+    drawn = []
+    for n, piece in enumerate(map(html.escape, tokens.pieces)):
+        middle = edge + side * (n + 0.5)
+        drawn.append(f'<text x="{edge - 5}" y="{middle + 4}" text-anchor="end">{piece}</text>')
+        drawn.append(f'<text transform="translate({middle + 4} {edge - 5}) rotate(-90)">{piece}</text>')
+    for i, row in enumerate(weights.tolist()):
+        for j, weight in enumerate(row):
+            x, y, dark = edge + j * side, edge + i * side, weight**0.5
+            shade = ",".join(str(round(255 + dark * (full - 255))) for full in (20, 70, 130))
+            drawn.append(f'<rect x="{x}" y="{y}" width="{side - 1}" height="{side - 1}" fill="rgb({shade})"/>')
+            if weight >= 0.1:
+                ink = "#fff" if dark > 0.5 else "#222"
+                place = f'x="{x + side / 2 - 0.5}" y="{y + side / 2 + 3}"'
+                drawn.append(f'<text class="n" {place} fill="{ink}">{f"{weight:.2f}".lstrip("0")}</text>')
+    style = "text{font:12px sans-serif}.n{font-size:10px;text-anchor:middle}"
+    _write("minilm-layer-3-head-1", edge + side * len(weights), style, drawn)
+    it, animal = (tokens.pieces.index(word) for word in ("it", "animal"))
+    print(f"it -> animal: {float(weights[it, animal]):.2f}; received by [CLS]: {float(weights[:, 0].sum()):.1f}")
 
 
 def plan(name: str, mask: Mask, numbered: bool) -> None:
@@ -49,12 +63,16 @@ def plan(name: str, mask: Mask, numbered: bool) -> None:
                 number += 1
                 shade = "#fff" if kind == "full" else "#222"
                 drawn.append(f'<text x="{x + CELL / 2}" y="{y + 12}" fill="{shade}">{number}</text>')
-    size = tiles * CELL
-    style = '<style>text{font:7px sans-serif;text-anchor:middle}</style><rect width="100%" height="100%" fill="#fff"/>'
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{2 * size}" height="{2 * size}">'
-    (IMAGES / f"{name}.svg").write_text(svg + style + "".join(drawn) + "</svg>\n")
+    _write(name, tiles * CELL, "text{font:7px sans-serif;text-anchor:middle}", drawn, zoom=2)
     flat = [kind for line in kinds for kind in line]
     print(name, {kind: flat.count(kind) for kind in SHADES})
+
+
+def _write(name: str, size: int, style: str, drawn: list[str], zoom: int = 1) -> None:
+    """A square picture on white, which pages in the dark show as it is."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{zoom * size}" height="{zoom * size}">'
+    ground = f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>'
+    (IMAGES / f"{name}.svg").write_text("\n".join([head + ground, *drawn, "</svg>", ""]))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def _as_users_have_it() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for owner in (*modules, *(kind for kind in classes if kind.__module__.split(".")[0] == "regard")):
             for name, found in list(vars(owner).items()):
-                if isinstance(found, FunctionType | property | staticmethod):
+                if isinstance(found, FunctionType | property | staticmethod) and name != "__name__":
                     patch.setattr(owner, name, bare(found))
         yield
 

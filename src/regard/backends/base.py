@@ -20,9 +20,9 @@ class Backend(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str]
-    chosen: ClassVar[bool] = True  # False: only answers when it is named
-    first: ClassVar[bool] = False  # True: whatever it answers, it finds the log-sum-exp in passing, for those who come after
-    slowness: ClassVar[float] = 1.0  # the time of a pair, beside that of PyTorch's fused kernel
+    chosen: ClassVar[bool] = True  #: False: only answers when it is named
+    first: ClassVar[bool] = False  #: True: whatever it answers, it finds the log-sum-exp in passing, for those who come after
+    slowness: ClassVar[float] = 1.0  #: the time of a pair, beside that of PyTorch's fused kernel
 
     @abstractmethod
     def why_not(self, call: Call, readout: Readout | None = None) -> list[str]:

@@ -27,7 +27,7 @@ class Dense:
     """The whole matrix, as the reference hands it to a readout's definition."""
 
     call: Call
-    scores: Float[Tensor, "batch heads queries keys"]  # -inf where hidden
+    scores: Float[Tensor, "batch heads queries keys"]  #: -inf where hidden
     weights: Float[Tensor, "batch heads queries keys"]
     log_sum: Float[Tensor, "batch heads queries"]
     seen: Bool[Tensor, "batch heads queries keys"]
@@ -41,7 +41,7 @@ class Place:
     batch: slice
     rows: slice
     columns: slice
-    hidden: Bool[Tensor, "#b #h #r #c"] | None  # None where every pair is seen
+    hidden: Bool[Tensor, "#b #h #r #c"] | None  #: None where every pair is seen
 
     def of_rows(self, tensor: Tensor) -> Tensor:
         """The tile's part of something (batch, heads, queries, …)."""
@@ -59,9 +59,9 @@ class Scored(Place):
     scores: Float[Tensor, "b h r c"]
     centred: Float[Tensor, "b h r c"]
     weights: Float[Tensor, "b h r c"]
-    total: Float[Tensor, "b h r"]  # Σ weights
-    rise: Float[Tensor, "b h r"]  # how much the peak rose with this tile
-    rescale: Float[Tensor, "b h r"]  # exp(-rise): what the sums so far shrink by
+    total: Float[Tensor, "b h r"]  #: Σ weights
+    rise: Float[Tensor, "b h r"]  #: how much the peak rose with this tile
+    rescale: Float[Tensor, "b h r"]  #: exp(-rise): what the sums so far shrink by
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Swept:
 
     call: Call
     log_sum: Float[Tensor, "b h r"]
-    gap: Float[Tensor, "b h r"]  # log_sum - peak, 0 in empty rows
-    factor: Float[Tensor, "b h r"]  # exp(-gap), 0 in empty rows
+    gap: Float[Tensor, "b h r"]  #: log_sum - peak, 0 in empty rows
+    factor: Float[Tensor, "b h r"]  #: exp(-gap), 0 in empty rows
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Finished(Place):
 class Readout(ABC):
     """A small frozen value. Subclasses are OnlineReadout or FinishedReadout."""
 
-    answer: ClassVar[type[Any] | None] = None  # a NamedTuple of the parts; None = one tensor
-    differentiable: ClassVar[tuple[bool, ...]] = (True,)  # per part
+    answer: ClassVar[type[Any] | None] = None  #: a NamedTuple of the parts; None = one tensor
+    differentiable: ClassVar[tuple[bool, ...]] = (True,)  #: per part
     sweep: ClassVar[str]
 
     @property

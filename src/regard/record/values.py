@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class Layer:
     """One attention layer: who attends to whom, and how scores are made."""
 
-    kind: str  # "self": queries and keys are the tokens of one text
+    kind: str  #: "self": queries and keys are the tokens of one text
     heads: int
     kv_heads: int
-    scale: float  # what the dot products are multiplied with
-    mask: str  # the expression of the mask; where texts have different ones, each of them, joined by " or "
-    offset: int  # the position of query 0 among the keys
+    scale: float  #: what the dot products are multiplied with
+    mask: str  #: the expression of the mask; where texts have different ones, each of them, joined by " or "
+    offset: int  #: the position of query 0 among the keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +35,10 @@ class Text:
 
     text: str
     ids: tuple[int, ...]
-    pieces: tuple[str, ...]  # as they stand in the text, without the tokenizer's own marks
-    spans: tuple[tuple[int, int], ...]  # characters of the text; (n, n) where a token stands for none
-    special: tuple[bool, ...]  # separators and the like
-    arrays: Mapping[str, NDArray[Any]]  # by name, see docs/record-format.md; read-only
+    pieces: tuple[str, ...]  #: as they stand in the text, without the tokenizer's own marks
+    spans: tuple[tuple[int, int], ...]  #: characters of the text; (n, n) where a token stands for none
+    special: tuple[bool, ...]  #: separators and the like
+    arrays: Mapping[str, NDArray[Any]]  #: by name, see docs/record-format.md; read-only
 
     def __post_init__(self) -> None:
         views = {name: array.view() for name, array in self.arrays.items()}
@@ -59,7 +59,7 @@ class Record:
     texts: tuple[Text, ...]
     layers: tuple[Layer, ...]
     readouts: tuple[str, ...]
-    versions: Mapping[str, str]  # of the libraries that read it
+    versions: Mapping[str, str]  #: of the libraries that read it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "versions", MappingProxyType(dict(sorted(self.versions.items()))))
