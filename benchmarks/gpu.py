@@ -3,9 +3,10 @@
     python benchmarks/gpu.py [--draws 200] [--append]
 
 Draws problems of the conformance suite, puts them on the GPU and compares every answer and gradient with the float64
-reference. Then times A @ v, and output + entropy + received, at 4,096 and 16,384 tokens, dims 64 and 128, bfloat16, full
-and causal, against scaled_dot_product_attention (the kernel that PyTorch picks) and eager attention with weights where
-these fit. Exits with 2 where there is no CUDA.
+reference; then output and gradients of the fused backend, which answers there only when it is named. Then times A @ v by
+both, and output + entropy + received, at 4,096 and 16,384 tokens, dims 64 and 128, bfloat16, full and causal, against
+scaled_dot_product_attention (the kernel that PyTorch picks) and eager attention with weights where these fit. Exits with
+2 where there is no CUDA.
 """
 
 from __future__ import annotations
@@ -42,6 +43,26 @@ def right(draws: int) -> None:
         check(None, moved)
 
     compare()
+
+
+SIZES = ((70, 70, 64, causal), (70, 133, 20, causal), (33, 70, 128, full), (64, 64, 320, full))  # queries, keys, dim, mask
+
+
+def fused_is_right() -> None:
+    """Raises AssertionError where the fused backend errs by more than a few roundings of its largest number."""
+    for dtype, roundings in ((torch.float32, 64), (torch.bfloat16, 4), (torch.float16, 4)):
+        for queries, keys, dim, mask in SIZES:
+            shapes = ((4, queries), (2, keys), (2, keys), (4, queries))
+            q, k, v, above = (torch.randn(2, heads, n, dim, device="cuda").to(dtype) for heads, n in shapes)
+            found = []
+            for backend, wide in (("reference", torch.float64), ("fused", dtype)):
+                leaves = [t.to(wide).requires_grad_() for t in (q, k, v)]
+                output = regard.attention(leaves[0], leaves[1], mask=mask, backend=backend) @ leaves[2]
+                found.append([output.detach(), *torch.autograd.grad(output, leaves, above.to(wide))])
+            for name, due, got in zip(("output", "query", "key", "value"), *found, strict=True):
+                error, allowed = (got - due).abs().max(), roundings * torch.finfo(dtype).eps * due.abs().max()
+                said = f"fused, {dtype}, {queries} × {keys}, dim {dim}, {mask}, {name}: {error:.3g}, allowed {allowed:.3g}"
+                assert bool(error <= allowed), said
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -81,6 +102,7 @@ def fast(tokens: int, dim: int, mask: Mask, write: bool) -> None:
     with torch.no_grad():
         found = {
             "output / SDPA": ratio(lambda: regard.attention(q, k, mask=mask) @ v, fused),
+            "output by fused, named / SDPA": ratio(lambda: regard.attention(q, k, mask=mask, backend="fused") @ v, fused),
             "output + entropy + received / SDPA's output": ratio(three, fused),
         }
         if HEADS * tokens**2 * 12 < torch.cuda.mem_get_info()[0]:
@@ -100,6 +122,7 @@ def main() -> int:
         print("there is no CUDA on this machine")
         return 2
     right(options.draws)
+    fused_is_right()
     for tokens in (4096, 16_384):
         for dim in (64, 128):
             for mask in (full, causal):

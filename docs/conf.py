@@ -34,8 +34,8 @@ python_maximum_signature_line_length = 100
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|collections|pathlib|jaxtyping|polars|hypothesis|transformers)\..*"),
-    ("py:.*", r"regard\.(attention|biases|call|dropout|explain|masks\.algebra|pretrained|testing\.strategies)\..*"),
-    ("py:class", "Tensor|Pretrained|Sizes"),
+    ("py:.*", r"regard\.(nn\.\w+|attention|biases|call|dropout|explain|masks\.algebra|pretrained|testing\.strategies)\..*"),
+    ("py:class", "Tensor|Pretrained|Sizes|Options|Norm|nn.Module"),
     ("py:exc", "Refused"),
 ]
 toc_object_entries = False  # the headings are the contents

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 
 import torch
 
-from regard import masks, pretrained
+from regard import masks, picture, pretrained
 from regard.masks import Mask, causal, documents, prefix, window
 from regard.plan import Axes, lay
 
@@ -23,23 +22,7 @@ def head() -> None:
     tokens = pretrained.tokenize(model, SENTENCE)
     with torch.no_grad():
         weights = pretrained.attentions(model, tokens)[3][0, 1].to_dense()
-    side, edge = 26, 58  # pixels of a square, and for the words
-    drawn = []
-    for n, piece in enumerate(map(html.escape, tokens.pieces)):
-        middle = edge + side * (n + 0.5)
-        drawn.append(f'<text x="{edge - 5}" y="{middle + 4}" text-anchor="end">{piece}</text>')
-        drawn.append(f'<text transform="translate({middle + 4} {edge - 5}) rotate(-90)">{piece}</text>')
-    for i, row in enumerate(weights.tolist()):
-        for j, weight in enumerate(row):
-            x, y, dark = edge + j * side, edge + i * side, weight**0.5
-            shade = ",".join(str(round(255 + dark * (full - 255))) for full in (20, 70, 130))
-            drawn.append(f'<rect x="{x}" y="{y}" width="{side - 1}" height="{side - 1}" fill="rgb({shade})"/>')
-            if weight >= 0.1:
-                ink = "#fff" if dark > 0.5 else "#222"
-                place = f'x="{x + side / 2 - 0.5}" y="{y + side / 2 + 3}"'
-                drawn.append(f'<text class="n" {place} fill="{ink}">{f"{weight:.2f}".lstrip("0")}</text>')
-    style = "text{font:12px sans-serif}.n{font-size:10px;text-anchor:middle}"
-    _write("minilm-layer-3-head-1", edge + side * len(weights), style, drawn)
+    (IMAGES / "minilm-layer-3-head-1.svg").write_text(picture.svg(weights, tokens.pieces, tokens.pieces))
     it, animal = (tokens.pieces.index(word) for word in ("it", "animal"))
     print(f"it -> animal: {float(weights[it, animal]):.2f}; received by [CLS]: {float(weights[:, 0].sum()):.1f}")
 

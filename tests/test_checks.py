@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import regard
-from regard import biases, checks
+from regard import biases, checks, picture
 from regard.backends.tiled import Tiled
 from regard.biases import alibi, exact, relative, t5
 from regard.checks import Changed, ShapeError, TooLarge, Unsupported
@@ -743,6 +743,23 @@ ALGEBRA = [
     row(ValueError, lambda: matrix().dropout(1.5, 0), "dropout: p must be a number from 0 to 1; got 1.5."),
     row(ValueError, lambda: matrix().dropout(True, 0), "dropout: p must be a number from 0 to 1; got True."),
     row(ValueError, lambda: matrix().dropout(0.5, -1), "dropout: seed must be at least 0; got -1."),
+    row(
+        TypeError,
+        lambda: matrix().dropout(0.5, torch.rand(2)),
+        "dropout: seed must be an integer; got a torch.float32 tensor of shape (2,).",
+    ),
+    row(
+        ShapeError,
+        lambda: picture.svg(zeros(2, 3), ["a"], ["b"]),
+        "svg: weights must be (queries, keys) with one word for each; got shape (2, 3) for 1 queries and 1 keys.",
+        "Choose one head, such as A[0, 3].",
+    ),
+    row(
+        TooLarge,
+        lambda: picture.svg(zeros(1, 129), ["a"], ["b"] * 129),
+        "svg: at most 128 queries and keys can be drawn with their words; got (1, 129).",
+        "A.pool((64, 64))",
+    ),
     row(TypeError, lambda: matrix().kl(Q), "A.kl(B): B must be an attention matrix; got Tensor."),
     row(
         ShapeError,

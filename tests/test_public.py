@@ -23,6 +23,8 @@ PAGES = {  # module → page
     "regard.biases": "biases",
     "regard.scores": "scores",
     "regard.readouts": "readouts",
+    "regard.nn": "nn",
+    "regard.picture": "picture",
     "regard.backends": "backends",
     "regard.transformers": "transformers",
     "regard.record": "record",
@@ -39,6 +41,7 @@ IN_FULL = {
 }
 INTERNAL = {  # what other modules of the package use
     "regard.backends": {"assign", "choose", "cost", "named"},
+    "regard.picture": {"draw_mask", "html_of", "png"},
     "regard.scores": {"Additive", "Bilinear", "Cosine", "Distance", "Dot"},
     "regard.transformers": {"LazyMask", "attention_forward", "mask_forward"},
 }
@@ -131,7 +134,7 @@ def test_every_public_name_has_a_docstring(name):
             doc = what.__doc__ or inspect.getdoc(getattr(found(module(name), path.rpartition(".")[0]), path.rpartition(".")[2]))
             assert doc, path
             assert not doc.startswith(f"{path}("), f"{path} has only the docstring that dataclass gives"
-            assert doc.strip()[-1] in ".:)", path
+            assert doc.split(">>> ")[0].strip()[-1] in ".:)", path
 
 
 @pytest.mark.parametrize("name", PAGES)

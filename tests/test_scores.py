@@ -35,9 +35,12 @@ MAKERS: dict[str, Callable[[int, int, int, int], Score]] = {  # of heads, kv_hea
     "additive": lambda h, g, d, e: additive(randn(d, HIDDEN), randn(e, HIDDEN), randn(HIDDEN)),
     "additive, per head": lambda h, g, d, e: additive(randn(h, d, HIDDEN), randn(h, e, HIDDEN), randn(h, HIDDEN)),
     "additive, per key head": lambda h, g, d, e: additive(randn(d, HIDDEN), randn(g, e, HIDDEN), randn(HIDDEN)),
+    "additive, keys projected": lambda h, g, d, e: additive(randn(h, d, e), None, randn(e)),
+    "additive, queries projected": lambda h, g, d, e: additive(None, randn(e, d), randn(h, d)),
+    "additive, both projected": lambda h, g, d, e: additive(None, None, randn(d)),
 }
 SCALED = {"dot", "distance"}
-UNEQUAL = [name for name in MAKERS if name.startswith(("bilinear", "additive"))]
+UNEQUAL = [name for name in MAKERS if name.startswith(("bilinear", "additive")) and "both" not in name]
 
 
 def compared(score: Score, query: Tensor, key: Tensor) -> Tensor:
@@ -56,10 +59,14 @@ def pairs(score: Score, query: Tensor, key: Tensor) -> Tensor:
     group = heads // key.shape[1]
     for b, h, i, j in torch.cartesian_prod(*map(torch.arange, found.shape)).tolist():
         q, k = query[b, h, i], key[b, h // group, j]
-        tensors = []
-        for n, t in enumerate(score.tensors()):
-            own = t.ndim == (3, 3, 2)[n] if type(score).__name__ == "Additive" else t.ndim in (1, 3)
-            tensors.append(t[h if len(t) == heads else h // group] if own else t)
+        if type(score).__name__ == "Additive":  # of a head: its own, that of its keys, or that of all; None = projected
+            tensors = [None if held is None else held.tensor for held in (score.w_query, score.w_key, score.v)]
+            shared = (2, 2, 1)
+        else:
+            tensors, shared = list(score.tensors()), (0 if type(score).__name__ == "Cosine" else 2,)
+        for n, t in enumerate(tensors):
+            if t is not None and t.ndim > shared[n]:
+                tensors[n] = t[h if len(t) == heads else h // group]
         match type(score).__name__:
             case "Dot":
                 f = q.dot(k)
@@ -71,7 +78,8 @@ def pairs(score: Score, query: Tensor, key: Tensor) -> Tensor:
             case "Distance":
                 f = -((q - k).norm() ** 2) / 2
             case "Additive":
-                f = tensors[2].dot(torch.tanh(tensors[0].T @ q + tensors[1].T @ k))
+                w_query, w_key, v = tensors
+                f = v.dot(torch.tanh((q if w_query is None else w_query.T @ q) + (k if w_key is None else w_key.T @ k)))
         found[b, h, i, j] = f
     return found
 
@@ -195,13 +203,22 @@ def test_weights_as_linear_layers_have_them():
     one, two, v = (torch.nn.Linear(n, m, bias=False) for n, m in ((8, 3), (6, 3), (3, 1)))
     due = v(torch.tanh(one(query)[..., :, None, :] + two(key)[..., None, :, :]))[..., 0]
     torch.testing.assert_close(additive(one.weight.T, two.weight.T, v.weight[0]).between(query, key), due)
+    torch.testing.assert_close(additive(one.weight.T, None, v.weight[0]).between(query, two(key)), due)
+    torch.testing.assert_close(additive(None, None, v.weight[0]).between(one(query), two(key)), due)
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_only_additive_combines(name):
-    combine = MAKERS[name](4, 2, 5, 5).combine
-    shapes = {"additive": (1, HIDDEN), "additive, per key head": (1, HIDDEN), "additive, per head": (4, HIDDEN)}
-    assert (None if combine is None else tuple(combine.shape)) == shapes.get(name)
+    combine = MAKERS[name](4, 2, HIDDEN, HIDDEN).combine
+    per_head = name in ("additive, per head", "additive, queries projected")
+    wanted = (4 if per_head else 1, HIDDEN) if name.startswith("additive") else None
+    assert (None if combine is None else tuple(combine.shape)) == wanted
+
+
+def test_projected_keys_are_handed_on_as_they_are():
+    query, key = randn(1, 2, 4, 5), randn(1, 1, 6, HIDDEN)
+    assert additive(randn(5, HIDDEN), None, randn(HIDDEN)).reduced(query, key)[1] is key
+    assert additive(None, randn(HIDDEN, 5), randn(5)).reduced(query, key)[0] is query
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -234,6 +251,8 @@ def test_expressions():
     assert repr(bilinear(zeros(2, 4, 6))) == "bilinear(2×4×6)"
     assert repr(distance()) == "distance()"
     assert repr(additive(zeros(2, 4, 3), zeros(6, 3), zeros(3))) == "additive(2×4×3, 6×3, 3)"
+    assert repr(additive(zeros(2, 4, 3), None, zeros(3))) == "additive(2×4×3, None, 3)"
+    assert repr(additive(None, None, zeros(3))) == "additive(None, None, 3)"
 
 
 def test_exports():
@@ -269,6 +288,13 @@ def test_exports():
                 "w_key of shape (3, 7, 3) must be (key_dim 7, hidden 3), alone or with 2 or 4 heads in front",
                 "v of shape (2, 3) must be (hidden 3), alone or with 4 heads in front",
             ],
+        ),
+        (additive(None, torch.ones(7, 5), torch.ones(5)), []),
+        (additive(torch.ones(5, 7), None, torch.ones(7)), []),
+        (additive(None, None, torch.ones(5)), ["without w_key, key_dim must be v's hidden 5; got key_dim 7"]),
+        (
+            additive(None, torch.ones(7, 3), torch.ones(4, 3)),
+            ["without w_query, dim must be v's hidden 3; got dim 5"],
         ),
     ],
     ids=str,

@@ -3,6 +3,7 @@
 The matrix of attention weights as a lazy value: ask it anything, exactly, in O(n) memory; it is never stored.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from regard import backends, biases, masks, readouts, scores
@@ -10,6 +11,7 @@ from regard.attention import Attention, Reading, attention
 from regard.checks import Changed, ShapeError, TooLarge, Unsupported
 
 if TYPE_CHECKING:
+    from regard import nn
     from regard.record import Record, load
 
 __version__ = "0.1.0"
@@ -27,13 +29,16 @@ __all__ = [
     "biases",
     "load",
     "masks",
+    "nn",
     "readouts",
     "scores",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Records are imported when they are asked for."""
+    """Layers and records are imported when they are asked for."""
+    if name == "nn":
+        return import_module("regard.nn")
     if name in ("Record", "load"):
         from regard import record
 

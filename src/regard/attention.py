@@ -12,15 +12,14 @@ from torch import Tensor
 from regard import backends, checks, compiled, readouts
 from regard.backends.base import Backend
 from regard.biases import Bias
-from regard.call import Call, cast, reduce
-from regard.compiled.spans import axis
+from regard.call import Call, cast, counted, reach, reduce
+from regard.compiled.spans import whole_axes
 from regard.dropout import Dropout
 from regard.explain import Explanation, explain
 from regard.indexing import Index, select
 from regard.layout import Layout
 from regard.lazy import DENSE_LIMIT, Lazy
 from regard.masks import Mask, full
-from regard.plan import Axes
 from regard.readouts.base import Readout
 from regard.readouts.divergence import KL, alike
 from regard.readouts.output import Output
@@ -28,6 +27,8 @@ from regard.readouts.rows import Weights
 from regard.readouts.transposed import Transposed
 from regard.scores import Score, dot
 from regard.tensorlike import TensorLike
+
+DOT = dot()
 
 
 def attention(
@@ -79,26 +80,35 @@ def attention(
     """
     query, key = cast(query), cast(key)
     q, k = checks.query_and_key(query, key, same_dim=score is None)
-    layout = Layout.of(tuple(q.shape))
+    layout = Layout.of(q.shape)
     folded_query, folded_key = layout.fold(q), layout.fold(k)
     batch, heads, queries, dim = folded_query.shape
     _, kv_heads, keys, key_dim = folded_key.shape
-    score = checks.score_fits(dot() if score is None else score, heads, kv_heads, dim, key_dim, q.device, q.dtype)
+    compare = DOT if score is None else checks.score_fits(score, heads, kv_heads, dim, key_dim, q.device, q.dtype)
+    seen = full if mask is None else checks.mask_fits(mask, batch, heads, queries, keys, q.device)
+    start = checks.offset(offset, batch, queries, keys)
+    watched = [query, key, *seen.tensors(), *compare.tensors()]
+    logits = None
+    if bias is not None:
+        bias = checks.bias_fits(bias, batch, heads, queries, keys, reach(start, queries), q.device)
+        watched += bias.tensors()
+    if sinks is not None:
+        logits = checks.sinks(sinks, heads, q.device).to(torch.promote_types(q.dtype, torch.float32)).expand(heads)
+        watched += [sinks] if isinstance(sinks, Tensor) else []
     call = Call(
         folded_query,
         folded_key,
-        checks.mask_fits(full if mask is None else mask, batch, heads, queries, keys, q.device),
-        checks.scale(scale, score.scale(key_dim)),
-        checks.offset(offset, batch, queries, keys),
-        Axes(axis(batch), axis(heads), axis(queries), axis(keys)),
-        softcap=checks.softcap(softcap),
+        seen,
+        checks.scale(scale, compare.scale(key_dim)),
+        start,
+        whole_axes(batch, heads, queries, keys),
+        bias,
+        checks.softcap(softcap),
+        logits,
+        watched=counted(*watched),
     )
-    if bias is not None:
-        call = replace(call, bias=checks.bias_fits(bias, batch, heads, queries, keys, call.reach, q.device))
-    if sinks is not None:
-        call = replace(call, sinks=checks.sinks(sinks, heads, q.device).to(call.dtype).expand(heads))
-    tensors = (query, key, *score.tensors(), *(() if bias is None else bias.tensors()), sinks)
-    call = reduce(call, score).watching(*(t for t in tensors if isinstance(t, Tensor)))
+    if score is not None:
+        call = reduce(call, score)
     if isinstance(backend, str) and torch.compiler.is_compiling():
         checks.choice("attention", "backend", backend, tuple(backends.BACKENDS))  # made in the operator
     elif backend is not None:
@@ -247,11 +257,12 @@ class Attention(TensorLike):
         A, B = alike("A.js(B)", self, other)
         return (A._one(KL.to(B, mixed=True)) + B._one(KL.to(A, mixed=True))) / 2
 
-    def dropout(self, p: float, seed: int) -> Attention:
+    def dropout(self, p: float, seed: int | Tensor) -> Attention:
         """The same matrix, whose products A @ v and A.mT @ r use weights that are 0 with probability p, else 1/(1 - p) times.
 
         Which ones is decided by seed, batch row, head, query and key alone, so that a part of the matrix, every backend and
         the backward agree. Questions are about the weights before dropout; a second dropout takes the first one's place.
+        A seed that is drawn, torch.randint(2**60, ()), may stay a tensor: inside torch.compile it must.
         Source: Srivastava et al. 2014.
         """
         dropped = replace(self, drop=Dropout(p, seed))
@@ -279,7 +290,7 @@ class Attention(TensorLike):
         answers: dict[int, tuple[Tensor, ...]] = {}
         for backend, places in backends.assign(self.call, questions, self.backend, log_sum is not None):
             parts, found = backend.read(self.call, [questions[n] for n in places], log_sum)
-            answers |= dict(zip(places, parts, strict=True))
+            answers.update(zip(places, parts, strict=True))
             if log_sum is None and found is not None:
                 log_sum = found
                 self._remember(found)
@@ -299,17 +310,17 @@ class Attention(TensorLike):
     def _remember(self, log_sum: Tensor) -> None:
         """Keeps the log-sum-exp, without a graph, for the next question."""
         if not self._memo and self.call.steady:
-            self._memo.append(log_sum.detach())
+            self._memo.append(log_sum.detach() if log_sum.requires_grad else log_sum)
 
     def _differentiable(self) -> bool:
         return self.call.differentiable
 
     def _value(self, value: Tensor) -> Tensor:
-        heads = (self.call.key.shape[1], self.call.shape[1])
-        return self._operand("A @ v", "values", "keys", cast(value), self.call.shape[3], heads)
+        _, kv_heads, keys, _ = self.call.key.shape
+        return self._operand("A @ v", "values", "keys", cast(value), keys, (kv_heads, self.call.query.shape[1]))
 
     def _operand(self, operation: str, name: str, axis: str, given: Tensor, length: int, heads: tuple[int, ...]) -> Tensor:
-        tensor = checks.operand(operation, name, given, self.device)
+        tensor = checks.operand(operation, name, given, self.call.query.device)
         if tensor.ndim == 0:
             raise checks.ShapeError(f"{operation}: {name} must have one row for each of {length} {axis}; got a number.")
         if self.layout.takes(tensor, length, heads):

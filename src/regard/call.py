@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from regard.scores import Score
 
 
+NOTHING = torch.empty(0, device="meta")
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """Scores softcap(scale · query · keyᵀ) + bias under a mask. Head h meets key head h // (heads // kv_heads).
@@ -62,6 +65,8 @@ class Call:
     @property
     def parameters(self) -> tuple[Tensor, ...]:
         """What answers may be differentiated by, beside query and key."""
+        if self.bias is None and self.sinks is None and self.combine is None:
+            return ()
         own = tuple(t for t in (self.sinks, self.combine) if t is not None)
         return own if self.bias is None else (*own, *self.bias.tensors())
 
@@ -70,37 +75,38 @@ class Call:
         """Query, key and parameters."""
         return (self.query, self.key, *self.parameters)
 
-    def with_tensors(self, *tensors: Tensor) -> Call:
-        """The same call with other tensors in the place of its own."""
+    def with_tensors(self, *tensors: Tensor, **also: Any) -> Call:
+        """The same call with other tensors in the place of its own, and other fields."""
         query, key, *rest = tensors
         sinks = None if self.sinks is None else rest.pop(0)
         combine = None if self.combine is None else rest.pop(0)
         bias = None if self.bias is None else self.bias.with_tensors(*rest)
-        return self._but(query=query, key=key, sinks=sinks, combine=combine, bias=bias)
+        return self._but(query=query, key=key, sinks=sinks, combine=combine, bias=bias, **also)
 
     def _but(self, **changes: Any) -> Call:
         """dataclasses.replace, which takes several times as long, and every small product waits for it."""
         if torch.compiler.is_compiling():
             return replace(self, **changes)
         copy = object.__new__(Call)
-        copy.__dict__.update(self.__dict__)
-        copy.__dict__.update(changes)
+        copy.__dict__.update(self.__dict__, **changes)
         return copy
 
     def constant(self) -> Call:
         """The same call without a graph."""
-        if not any(t.requires_grad for t in self.tensors) and self.whole is None:
+        if self.whole is None and not any(t.requires_grad for t in self.tensors):
             return self
         whole = None if self.whole is None else self.whole.constant()
-        return self.with_tensors(*(t.detach() for t in self.tensors))._but(whole=whole)
+        return self.with_tensors(*(t.detach() for t in self.tensors), whole=whole)
 
     @property
     def differentiable(self) -> bool:
         """Whether an answer about it belongs to a graph."""
-        call: Call | None = self
-        while call is not None and not any(t.requires_grad for t in call.tensors):
-            call = call.whole
-        return call is not None and torch.is_grad_enabled()
+        if not torch.is_grad_enabled():
+            return False
+        for tensor in self.tensors:
+            if tensor.requires_grad:
+                return True
+        return self.whole is not None and self.whole.differentiable
 
     @property
     def rows_sum_to_one(self) -> bool:
@@ -110,13 +116,7 @@ class Call:
     @property
     def reach(self) -> tuple[int, int] | None:
         """The least and the greatest position of a query; None in a graph whose offsets are a tensor."""
-        if isinstance(self.offset, Tensor):
-            return None
-        if torch.compiler.is_compiling():
-            return self.offset, self.offset + torch.sym_max(self.query.shape[2] - 1, 0)  # type: ignore[return-value]
-        offsets = (self.offset,) if isinstance(self.offset, int) else self.offset
-        queries = self.query.shape[2]
-        return min(offsets, default=0), max(offsets, default=0) + max(queries - 1, 0)
+        return reach(self.offset, self.query.shape[2])
 
     def extras(self) -> dict[str, Any]:
         """What a sentence says about the matrix beside its mask."""
@@ -126,9 +126,7 @@ class Call:
 
     def watching(self, *tensors: Tensor) -> Call:
         """The same call, which refuses to answer once one of the tensors, or of the mask's, was changed in place."""
-        if torch.compiler.is_compiling():
-            return self  # a graph is made of values: nothing in it changes in place
-        return self._but(watched=tuple([(t, version(t)) for t in (*tensors, *self.mask.tensors())]))
+        return self._but(watched=counted(*tensors, *self.mask.tensors()))
 
     @property
     def steady(self) -> bool:
@@ -141,9 +139,11 @@ class Call:
         )
 
     def without_tensors(self) -> Call:
-        """The same call with shapes in the place of its tensors, watching its mask: what a graph may keep."""
-        shapes = self.with_tensors(*(torch.empty_like(t, device="meta") for t in self.tensors))
-        return shapes._but(whole=None if self.whole is None else self.whole.without_tensors()).watching()
+        """The same call with nothing in the place of its tensors, watching its mask: what a graph may keep."""
+        rest = [NOTHING] * len(self.parameters)
+        bare = self.with_tensors(NOTHING, NOTHING, *rest) if rest else self
+        whole = None if self.whole is None else self.whole.without_tensors()
+        return bare._but(query=NOTHING, key=NOTHING, whole=whole, watched=counted(*self.mask.tensors()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy counts the changes of its own tensors."""
@@ -151,8 +151,12 @@ class Call:
         self.__dict__.update(state)
 
     def check_unchanged(self) -> None:
-        if not torch.compiler.is_compiling():
-            checks.unchanged(self.watched)
+        """Raises Changed if a tensor was changed in place since the matrix was built."""
+        if torch.compiler.is_compiling():
+            return
+        for held, then in self.watched:
+            if (now := version(held)) != then:
+                checks.changed(held, then, now)
 
     def allowed(
         self, batch: slice = slice(None), rows: slice = slice(None), columns: slice = slice(None)
@@ -183,6 +187,21 @@ class Call:
         return grid((0,), (0,), (0,), self.axes.keys[columns], device=self.query.device)[3]
 
 
+def reach(offset: int | tuple[int, ...], queries: int) -> tuple[int, int] | None:
+    """The least and the greatest position of so many queries; None in a graph whose offsets are a tensor."""
+    if isinstance(offset, Tensor):
+        return None
+    if torch.compiler.is_compiling():
+        return offset, offset + torch.sym_max(queries - 1, 0)  # type: ignore[return-value]
+    offsets = (offset,) if isinstance(offset, int) else offset
+    return min(offsets, default=0), max(offsets, default=0) + max(queries - 1, 0)
+
+
+def counted(*tensors: Tensor) -> tuple[tuple[Tensor, int], ...]:
+    """Tensors with how often each was changed in place; none in a graph, which is made of values."""
+    return () if torch.compiler.is_compiling() else tuple([(t, version(t)) for t in tensors])
+
+
 def reduce(call: Call, score: Score) -> Call:
     """The call with its score as a dot product of other queries and keys, in no less than float32."""
     if score == dot():
@@ -202,6 +221,8 @@ def reduce(call: Call, score: Score) -> Call:
 
 def cast(tensor: Any) -> Any:
     """A query, key or value as PyTorch's own attention takes it: under torch.autocast in its dtype, except float64."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensor
     if not isinstance(tensor, Tensor) or tensor.dtype == torch.float64 or tensor.dtype not in checks.FLOATS:
         return tensor
     kind = tensor.device.type
@@ -212,6 +233,8 @@ def cast(tensor: Any) -> Any:
 
 def transformed(*tensors: Tensor) -> bool:
     """Whether torch.func (vmap, grad, jvp, …) wraps one of the tensors."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
     return any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
 
 

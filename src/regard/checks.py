@@ -119,22 +119,24 @@ def query_and_key(query: object, key: object, same_dim: bool) -> tuple[Tensor, T
         raise TypeError(f"attention: query and key must have one dtype; got {q.dtype} and {k.dtype} ({_both(q, k)}).")
     if q.device != k.device:
         raise ValueError(f"attention: query and key must be on one device; got {q.device} and {k.device} ({_both(q, k)}).")
-    if q.ndim < 2 or k.ndim != q.ndim:
+    of_q, of_k = q.shape, k.shape
+    if len(of_q) < 2 or len(of_k) != len(of_q):
         raise ShapeError(
             "attention: query and key must both be (…, heads, n, dim), or both (n, dim); "
             f"got {q.ndim} and {k.ndim} dimensions ({_both(q, k)})."
         )
-    if (same_dim and q.shape[-1] != k.shape[-1]) or 0 in (q.shape[-1], k.shape[-1]):
+    dim, key_dim = of_q[-1], of_k[-1]
+    if (same_dim and dim != key_dim) or 0 in (dim, key_dim):
         raise ShapeError(
-            f"attention: query and key must have the same dim, at least 1; got {q.shape[-1]} and {k.shape[-1]} ({_both(q, k)})."
+            f"attention: query and key must have the same dim, at least 1; got {dim} and {key_dim} ({_both(q, k)})."
         )
-    if q.shape[:-3] != k.shape[:-3]:
+    if of_q[:-3] != of_k[:-3]:
         raise ShapeError(
-            f"attention: query and key must have the same batch dimensions; got {listed(q.shape[:-3])} and "
-            f"{listed(k.shape[:-3])} ({_both(q, k)})."
+            f"attention: query and key must have the same batch dimensions; got {listed(of_q[:-3])} and "
+            f"{listed(of_k[:-3])} ({_both(q, k)})."
         )
-    if q.ndim > 2:
-        heads, kv_heads = q.shape[-3], k.shape[-3]
+    if len(of_q) > 2:
+        heads, kv_heads = of_q[-3], of_k[-3]
         if (heads == 0) != (kv_heads == 0) or (kv_heads and heads % kv_heads):
             raise ShapeError(
                 f"attention: the number of key heads must divide the number of heads; got {heads} heads and "
@@ -221,6 +223,29 @@ def probability(operation: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{operation}: {name} must be a number from 0 to 1; got {value!r}.")
     return float(value)
+
+
+def seed(operation: str, value: object) -> int | Tensor:
+    """A whole number; one that is drawn inside a graph stays a tensor."""
+    if not isinstance(value, Tensor):
+        return whole_number(operation, "seed", value)
+    if value.ndim or value.is_floating_point() or value.is_complex():
+        raise TypeError(f"{operation}: seed must be an integer; got a {value.dtype} tensor of shape {listed(value.shape)}.")
+    return value if torch.compiler.is_compiling() else whole_number(operation, "seed", int(value))
+
+
+def words_fit(operation: str, shape: tuple[int, ...], queries: int, keys: int, most: int) -> None:
+    """One word for each row and each column of a matrix that is small enough to be drawn."""
+    if shape != (queries, keys):
+        raise ShapeError(
+            f"{operation}: weights must be (queries, keys) with one word for each; got shape {shape} for {queries} queries and "
+            f"{keys} keys. Choose one head, such as A[0, 3]."
+        )
+    if max(shape, default=0) > most:
+        raise TooLarge(
+            f"{operation}: at most {most} queries and keys can be drawn with their words; got {shape}. Take a part, "
+            "A[0, 3, :64, :64], or a picture of the whole, A.pool((64, 64))."
+        )
 
 
 def comparable(operation: str, first: object, second: object) -> None:
@@ -710,16 +735,12 @@ def temperatures(values: Tensor) -> Tensor:
     return values
 
 
-def unchanged(watched: Iterable[tuple[Tensor, int]]) -> None:
-    """Tensors that were not changed in place since the matrix was built."""
-    from regard.masks.algebra import version
-
-    for held, then in watched:
-        if version(held) != then:
-            raise Changed(
-                f"attention: a tensor of shape {_shape(held)} was changed in place after the matrix was built (version "
-                f"{then}, now {version(held)}): the answers would be those of another matrix. Build it again, or clone first."
-            )
+def changed(held: Tensor, then: int, now: int) -> NoReturn:
+    """A tensor that was changed in place since the matrix was built."""
+    raise Changed(
+        f"attention: a tensor of shape {_shape(held)} was changed in place after the matrix was built (version {then}, now "
+        f"{now}): the answers would be those of another matrix. Build it again, or clone first."
+    )
 
 
 def fits_dense(

@@ -26,11 +26,11 @@ class Dropout:
     """Weights are set to 0 with probability p, and the others multiplied by 1 / (1 - p)."""
 
     p: float
-    seed: int
+    seed: int | Tensor  # a tensor in graphs alone
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "p", checks.probability("dropout", "p", self.p))
-        object.__setattr__(self, "seed", checks.whole_number("dropout", "seed", self.seed))
+        object.__setattr__(self, "seed", checks.seed("dropout", self.seed))
 
     def kept(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether each pair is kept, on broadcastable integer tensors."""

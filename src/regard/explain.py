@@ -142,8 +142,8 @@ def _line(call: Call, question: Readout, visible: int, before: int, demanded: st
             reasons = other.why_not(call, question)
             if demanded is not None:
                 reasons = [*reasons, f"backend {chosen.name!r} was demanded"]
-            elif not other.chosen:
-                reasons = [*reasons, "it only answers when it is named"]
+            else:
+                reasons = [*reasons, *other.why_not_chosen(call, question)]
             refused.append((name, tuple(reasons or [_dearer(call, other, chosen)])))
     columns = sum(t.shape[-1] for t in question.operands)
     walks = 1 if question.sweep == "first" or call.whole is not None else 2

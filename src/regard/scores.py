@@ -203,17 +203,19 @@ class Distance(Score):
 
 @dataclass(frozen=True, repr=False)
 class Additive(Score):
-    """v · tanh(W_q q + W_k k)."""
+    """v · tanh(W_q q + W_k k); without W, what is given is projected already."""
 
-    w_query: Held
-    w_key: Held
+    w_query: Held | None
+    w_key: Held | None
     v: Held
 
     def reduced(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        weight = self.w_key.tensor.to(key.dtype)
-        if weight.ndim == 3 and len(weight) != key.shape[1]:
-            key = _each_head(key, query.shape[1])
-        return query @ self.w_query.tensor.to(query.dtype), key @ weight
+        if self.w_key is not None:
+            weight = self.w_key.tensor.to(key.dtype)
+            if weight.ndim == 3 and len(weight) != key.shape[1]:
+                key = _each_head(key, query.shape[1])
+            key = key @ weight
+        return query if self.w_query is None else query @ self.w_query.tensor.to(query.dtype), key
 
     @property
     def combine(self) -> Tensor:
@@ -221,33 +223,38 @@ class Additive(Score):
 
     def between(self, query: Tensor, key: Tensor) -> Tensor:
         heads = query.shape[1]
-        w_query, w_key, v = (t.to(query.dtype) for t in self.tensors())
-        w_query, v = w_query.expand(heads, -1, -1), v.expand(heads, -1)
-        w_key = w_key.expand(heads, -1, -1) if w_key.ndim == 2 else _each_head(w_key[None], heads)[0]
-        projected = torch.einsum("bhid,hdm->bhim", query, w_query)[:, :, :, None]
-        offered = torch.einsum("bhjd,hdm->bhjm", _each_head(key, heads), w_key)[:, :, None]
-        return torch.einsum("bhijm,hm->bhij", torch.tanh(projected + offered), v)
+        key = _each_head(key, heads)
+        if self.w_query is not None:
+            weight = self.w_query.tensor.to(query.dtype)
+            query = torch.einsum("bhid,hdm->bhim", query, weight.expand(heads, -1, -1))
+        if self.w_key is not None:
+            weight = self.w_key.tensor.to(key.dtype)
+            weight = weight.expand(heads, -1, -1) if weight.ndim == 2 else _each_head(weight[None], heads)[0]
+            key = torch.einsum("bhjd,hdm->bhjm", key, weight)
+        v = self.v.tensor.to(query.dtype).expand(heads, -1)
+        return torch.einsum("bhijm,hm->bhij", torch.tanh(query[:, :, :, None] + key[:, :, None]), v)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.w_query.tensor, self.w_key.tensor, self.v.tensor
+        return tuple(held.tensor for held in (self.w_query, self.w_key, self.v) if held is not None)
 
     def with_tensors(self, *tensors: Tensor) -> Score:
-        w_query, w_key, v = map(Held, tensors)
-        return replace(self, w_query=w_query, w_key=w_key, v=v)
+        given = iter(map(Held, tensors))
+        w_query, w_key = (None if held is None else next(given) for held in (self.w_query, self.w_key))
+        return replace(self, w_query=w_query, w_key=w_key, v=next(given))
 
     def misfits(self, heads: int, kv_heads: int, dim: int, key_dim: int) -> list[str]:
-        w_query, w_key, v = self.tensors()
-        hidden = v.shape[-1]
+        hidden = self.v.tensor.shape[-1]
         return [
             *([] if hidden else ["additive needs at least one hidden unit; got none"]),
-            *_weight_misfits("w_query", w_query, (heads,), {"dim": dim, "hidden": hidden}),
-            *_weight_misfits("w_key", w_key, (heads, kv_heads), {"key_dim": key_dim, "hidden": hidden}),
-            *_weight_misfits("v", v, (heads,), {"hidden": hidden}),
+            *_projection_misfits("w_query", self.w_query, (heads,), {"dim": dim, "hidden": hidden}),
+            *_projection_misfits("w_key", self.w_key, (heads, kv_heads), {"key_dim": key_dim, "hidden": hidden}),
+            *_weight_misfits("v", self.v.tensor, (heads,), {"hidden": hidden}),
         ]
 
     @property
     def expression(self) -> str:
-        return f"additive({', '.join(map(_sizes, self.tensors()))})"
+        held = (self.w_query, self.w_key, self.v)
+        return f"additive({', '.join('None' if h is None else _sizes(h.tensor) for h in held)})"
 
 
 def _weight_misfits(name: str, weight: Tensor, heads: tuple[int, ...], rest: dict[str, int]) -> list[str]:
@@ -259,6 +266,14 @@ def _weight_misfits(name: str, weight: Tensor, heads: tuple[int, ...], rest: dic
     wanted = ", ".join(f"{axis} {size}" for axis, size in rest.items())
     in_front = " or ".join(map(str, sorted({*heads})))
     return [f"{name} of shape {checks.listed(shape)} must be ({wanted}), alone or with {in_front} heads in front"]
+
+
+def _projection_misfits(name: str, held: Held | None, heads: tuple[int, ...], sizes: dict[str, int]) -> list[str]:
+    """Why that weight does not fit; without it, why what is projected already has not the size of the hidden units."""
+    if held is not None:
+        return _weight_misfits(name, held.tensor, heads, sizes)
+    (axis, size), (_, hidden) = sizes.items()
+    return [] if size == hidden else [f"without {name}, {axis} must be v's hidden {hidden}; got {axis} {size}"]
 
 
 # -- what a user writes -----------------------------------------------------------------------------------------------
@@ -309,17 +324,22 @@ def distance() -> Score:
     return Distance()
 
 
-def additive(w_query: Tensor, w_key: Tensor, v: Tensor) -> Score:
+def additive(w_query: Tensor | None, w_key: Tensor | None, v: Tensor) -> Score:
     """A network with one hidden layer, v · tanh(W_q q + W_k k); default scale 1. The dims may differ.
 
     w_query (dim, hidden) or (heads, dim, hidden); w_key (key_dim, hidden) or (heads or kv_heads, key_dim, hidden);
-    v (hidden,) or (heads, hidden). nn.Linear's weight is (out, in): pass ``layer.weight.T``. ShapeError if they do not fit
-    the query and the key, or one another.
+    v (hidden,) or (heads, hidden). nn.Linear's weight is (out, in): pass ``layer.weight.T``. None in the place of w_query or
+    w_key says that queries or keys are projected already, so that keys which meet many queries, one after the other, are
+    projected once. ShapeError if they do not fit the query and the key, or one another.
 
     Bahdanau, Cho and Bengio 2015, "Neural Machine Translation by Jointly Learning to Align and Translate".
     """
     return Additive(
-        Held(checks.weights("additive", "w_query", w_query, {2: "(dim, hidden)", 3: "(heads, dim, hidden)"})),
-        Held(checks.weights("additive", "w_key", w_key, {2: "(key_dim, hidden)", 3: "(heads or kv_heads, key_dim, hidden)"})),
+        _projection("w_query", w_query, {2: "(dim, hidden)", 3: "(heads, dim, hidden)"}),
+        _projection("w_key", w_key, {2: "(key_dim, hidden)", 3: "(heads or kv_heads, key_dim, hidden)"}),
         Held(checks.weights("additive", "v", v, {1: "(hidden,)", 2: "(heads, hidden)"})),
     )
+
+
+def _projection(name: str, weight: Tensor | None, shapes: dict[int, str]) -> Held | None:
+    return None if weight is None else Held(checks.weights("additive", name, weight, shapes))

@@ -78,7 +78,7 @@ def choose(call: Call, readout: Readout | None, demanded: str | Backend | None) 
     small = math.prod(call.shape) <= SMALL
     for make in BACKENDS.values():
         backend = make()
-        reasons = backend.why_not(call, readout) if backend.chosen else ["it only answers when it is named"]
+        reasons = backend.why_not_chosen(call, readout) or backend.why_not(call, readout)
         if reasons:
             refused.append(f"{backend.name}: {'; '.join(reasons)}")
         elif small:

@@ -28,6 +28,10 @@ class Backend(ABC):
     def why_not(self, call: Call, readout: Readout | None = None) -> list[str]:
         """The reasons why it cannot answer; none if it can."""
 
+    def why_not_chosen(self, call: Call, readout: Readout | None = None) -> list[str]:
+        """The reasons why it only answers when it is named, though it can answer; none if it may be chosen."""
+        return [] if self.chosen else ["it only answers when it is named"]
+
     @abstractmethod
     def read(
         self, call: Call, readouts: Sequence[Readout], log_sum: Float[Tensor, "batch heads queries"] | None

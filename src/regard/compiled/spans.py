@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn, cast
 
 import torch
 
 from regard import checks
+from regard.plan import Axes
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,14 @@ def _end(given: int | None, count: int, otherwise: int) -> Any:
     return torch.sym_max(given + count, 0) if given < 0 else torch.sym_min(given, count)
 
 
-def axis(length: int) -> Sequence[int]:
-    """All indices of an axis."""
-    return cast(Sequence[int], Span(0, length)) if torch.compiler.is_compiling() else range(length)
+def whole_axes(*lengths: int) -> Axes:
+    """All batch rows, heads, queries and keys."""
+    if torch.compiler.is_compiling():
+        return Axes(*(cast(Sequence[int], Span(0, length)) for length in lengths))
+    return _ranges(*lengths)
+
+
+@lru_cache(1024)
+def _ranges(*lengths: int) -> Axes:
+    """Matrices of one size share it: small products wait for each of its five values."""
+    return Axes(*map(range, lengths))

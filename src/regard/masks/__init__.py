@@ -12,8 +12,9 @@ from regard.masks.algebra import Held, Mask, full
 from regard.masks.contents import Dense, Keep, Where
 from regard.masks.documents import documents
 from regard.masks.intervals import Causal, CausalFrom, Lengths, Prefix, Window
+from regard.masks.inverted import from_torch
 
-__all__ = ["Mask", "causal", "causal_from", "dense", "documents", "full", "padding", "prefix", "where", "window"]
+__all__ = ["Mask", "causal", "causal_from", "dense", "documents", "from_torch", "full", "padding", "prefix", "where", "window"]
 
 causal: Mask = Causal()
 

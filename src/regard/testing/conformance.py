@@ -3,7 +3,8 @@
 The budget of an answer is twice the error that the plain computation (the reference in the problem's own dtype) makes, and
 one rounding of the answer, and what a score's rounding must do to it: scores err by up to eps · Σ|q||k| (of what they are
 reduced to) and a rounding of their bias, weights by that much relatively.
-The last term keeps a lucky plain computation from condemning an ordinary one.
+The last term keeps a lucky plain computation from condemning an ordinary one. Gradients of 16-bit problems may err by what
+`sixteen_bits` says besides: there kernels round in between.
 
 A new backend: `check(MyBackend(), case)` over `strategies.cases()`. A new readout: one line in QUESTIONS, or in
 `questions_for` if it is a question to certain keys only.
@@ -38,6 +39,7 @@ from regard.readouts import (
 from regard.readouts.output import Output
 from regard.readouts.rows import Weights
 from regard.readouts.transposed import Transposed
+from regard.testing.sixteen import sixteen_bits
 from regard.testing.strategies import Case
 
 QUESTIONS: tuple[Readout, ...] = (
@@ -66,7 +68,8 @@ class Answer:
     name: str
     tensor: Tensor
     magnitude: float
-    gradient: bool = False
+    by: int | None = None  #: of a gradient: the place of its tensor among those of the case
+    above: Tensor | None = None  #: of a gradient: that of the output, which came from above
 
 
 class Mismatch(AssertionError):
@@ -122,7 +125,10 @@ def budget(case: Case, exact: Answer, plain: Answer, plain_error: float) -> floa
     finite = exact.tensor.masked_fill(exact.tensor.isneginf(), 0)
     rounding = torch.finfo(plain.tensor.dtype).eps * float(finite.abs().max())
     eps = torch.finfo(torch.promote_types(case.query.dtype, torch.float32)).eps
-    return 2 * (plain_error + rounding) + SLACK * eps * (1 + condition(case)) * exact.magnitude
+    allowed = 2 * (plain_error + rounding) + SLACK * eps * (1 + condition(case)) * exact.magnitude
+    if exact.by is not None and exact.above is not None:
+        allowed += sixteen_bits(case, case.names[exact.by], exact.above)
+    return allowed
 
 
 def condition(case: Case) -> float:
@@ -168,9 +174,9 @@ def answers(backend: Backend | None, case: Case, questions: Sequence[Readout], g
         received = max(1.0, _most(A.sum(-2)))
         gave = torch.autograd.grad(loss, case.tensors, allow_unused=True)
         magnitudes = _gradient_magnitudes(case, len(asked), received)
-        for name, tensor, of, magnitude in zip(case.names, gave, case.tensors, magnitudes, strict=True):
+        for n, (name, tensor, of) in enumerate(zip(case.names, gave, case.tensors, strict=True)):
             tensor = torch.zeros_like(of) if tensor is None else tensor
-            found.append(Answer(f"gradient of {name}", tensor, magnitude, gradient=True))
+            found.append(Answer(f"gradient of {name}", tensor, magnitudes[n], n, from_above))  # the output came last
     return found
 
 

@@ -1,0 +1,308 @@
+"""Every sentence that a user can get back from the layers: rule, numbers, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from math import isfinite
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from regard.checks import ShapeError, Unsupported, fits_dense, one_of, probability
+from regard.checks import choice as choice
+from regard.checks import listed as listed
+from regard.checks import whole_number as whole_number
+from regard.lazy import DENSE_LIMIT
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+def heads_fit(layer: str, dim: int | None, heads: int, kv_heads: int | None) -> None:
+    """Sizes that can be divided among heads."""
+    whole_number(layer, "heads", heads, least=1)
+    if kv_heads is not None:
+        whole_number(layer, "kv_heads", kv_heads, least=1)
+        if heads % kv_heads:
+            raise ShapeError(f"{layer}: heads must be a multiple of kv_heads; got heads {heads} and kv_heads {kv_heads}.")
+    if dim is None:
+        if kv_heads not in (None, heads):
+            raise ShapeError(f"{layer}: without weights there are as many kv_heads as heads; got {kv_heads} and {heads}.")
+        return
+    whole_number(layer, "dim", dim, least=1)
+    if dim % heads:
+        raise ShapeError(f"{layer}: dim must be a multiple of heads; got dim {dim} and heads {heads}.")
+
+
+def without_weights(layer: str, norm: object) -> None:
+    """What a layer without weights can do."""
+    if norm is not None:
+        raise ValueError(f"{layer}: without dim there are no weights, and so no norm; got norm={norm!r}.")
+
+
+def dropout(layer: str, p: object) -> float:
+    """A probability with which not everything is dropped."""
+    p = probability(layer, "dropout", p)
+    if p == 1:
+        raise ValueError(f"{layer}: dropout must be in [0, 1); got 1, which would drop everything.")
+    return p
+
+
+def mask(layer: str, name: str, given: object) -> None:
+    """A mask that is a value, and no tensor of either convention."""
+    if isinstance(given, Tensor):
+        raise TypeError(
+            f"{layer}: {name} must be one of regard.masks, True = may attend; got a {given.dtype} tensor of shape "
+            f"{listed(given.shape)}. Convert PyTorch's inverted masks with regard.masks.from_torch(attn_mask, "
+            "key_padding_mask), a tensor in which True = may attend with regard.masks.dense(tensor)."
+        )
+
+
+def embeddings(layer: str, name: str, x: object, dim: int | None, least: int = 2) -> None:
+    """Embeddings of that size."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{layer}: {name} must be a tensor (batch, n, dim); got {type(x).__name__}.")
+    if x.ndim < least or (dim is not None and x.shape[-1] != dim):
+        wanted = "dim" if dim is None else f"{dim}"
+        raise ShapeError(f"{layer}: {name} must be (batch, n, {wanted}); got shape {listed(x.shape)}.")
+
+
+def divides(layer: str, dim: int, heads: int) -> None:
+    """Embeddings that heads can share."""
+    if dim % heads:
+        raise ShapeError(f"{layer}: the last dimension must be a multiple of heads; got {dim} and heads {heads}.")
+
+
+def continues(seen: Tensor, new: Tensor) -> None:
+    """New keys or values that go on where those of a cache end."""
+    if (*seen.shape[:-2], seen.shape[-1]) != (*new.shape[:-2], new.shape[-1]):
+        raise ShapeError(
+            "cache: new keys and values must have the batch, the heads and the dim of those that it holds; got "
+            f"{listed(new.shape)} after {listed(seen.shape)}. Start each batch with an empty cache."
+        )
+
+
+def of_memory(layer: str, seen: Tensor, query: Tensor, memory: Tensor) -> None:
+    """A cache that holds this memory."""
+    if seen.shape[:-3] != query.shape[:-3] or seen.shape[-2] != memory.shape[-2]:
+        raise ShapeError(
+            f"{layer}: the cache must hold the keys of this memory; got keys {listed(seen.shape)} for a memory of shape "
+            f"{listed(memory.shape)} and a batch of {listed(query.shape[:-3])}. Start each batch with an empty cache."
+        )
+
+
+def caches(layer: str, given: Sized, count: int) -> None:
+    """One cache for each layer."""
+    if len(given) != count:
+        raise ShapeError(f"{layer}: caches must hold one cache for each of {count} layers; got {len(given)}. Use .caches().")
+
+
+# -- positions --------------------------------------------------------------------------------------------------------
+
+
+def base(position: str, value: float) -> float:
+    """A base of which powers can be taken."""
+    if not value > 1:
+        raise ValueError(f"{position}: base must be above 1; got {value!r}.")
+    return float(value)
+
+
+def grid(position: str, value: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Rows and columns."""
+    if value is None:
+        return None
+    if len(value) != 2:
+        raise ShapeError(f"{position}: grid must be (rows, columns); got {value!r}.")
+    rows, columns = (whole_number(position, name, n, least=1) for name, n in zip(("rows", "columns"), value, strict=True))
+    return rows, columns
+
+
+def on_grid(position: str, offset: int, n: int, grid: tuple[int, int]) -> None:
+    """Tokens that have a place on the grid."""
+    if offset + n > grid[0] * grid[1]:
+        raise ShapeError(
+            f"{position}: a grid of {grid[0]} × {grid[1]} has {grid[0] * grid[1]} places; got positions up to {offset + n - 1}."
+        )
+
+
+def waves(position: str, dim: int, grid: tuple[int, int] | None) -> None:
+    """A dim that sines and cosines can share."""
+    parts = 2 if grid is None else 4
+    if dim % parts:
+        raise ShapeError(f"{position}: dim must be a multiple of {parts}; got {dim}.")
+
+
+def turned(dims: int, width: int, grid: tuple[int, int] | None) -> None:
+    """Pairs of a head's numbers."""
+    parts = 2 if grid is None else 4
+    if dims % parts or dims > width:
+        raise ShapeError(f"rotary: dims must be a multiple of {parts}, at most a head's dim {width}; got {dims}.")
+
+
+def in_table(offset: int, n: int, length: int) -> None:
+    """Positions that have been learned."""
+    if offset + n > length:
+        raise ShapeError(f"learned: the table has {length} positions, 0 … {length - 1}; got tokens up to {offset + n - 1}.")
+
+
+# -- multihead --------------------------------------------------------------------------------------------------------
+
+
+def multihead_sizes(embed_dim: int, num_heads: int, kdim: int | None, vdim: int | None, dropout: float) -> None:
+    """Sizes that a multi-head layer can have."""
+    sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "kdim": kdim, "vdim": vdim}
+    for name, size in sizes.items():
+        if size is not None:
+            whole_number("MultiheadAttention", name, size, least=1)
+    probability("MultiheadAttention", "dropout", dropout)
+    if embed_dim % num_heads:
+        raise ShapeError(
+            f"MultiheadAttention: embed_dim must be a multiple of num_heads; got embed_dim {embed_dim} and num_heads "
+            f"{num_heads}."
+        )
+
+
+def multihead_inputs(
+    query: Tensor, key: Tensor, value: Tensor, embed_dim: int, kdim: int, vdim: int, batch_first: bool, weight: Tensor
+) -> None:
+    """Queries, keys and values that belong together, in the layer's dtype."""
+    given = {"query": query, "key": key, "value": value}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"MultiheadAttention: {name} must be a tensor; got {type(x).__name__}.")
+        if x.is_nested:
+            raise Unsupported(
+                f"MultiheadAttention: {name} must not be a nested tensor: pad it, tensor.to_padded_tensor(0.0), and mark the "
+                "padding in key_padding_mask. torch.nn.TransformerEncoder makes them unless enable_nested_tensor=False."
+            )
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"MultiheadAttention: {name} must have the dtype of the parameters; got {x.dtype} and {weight.dtype}."
+            )
+    shapes = f"query {listed(query.shape)}, key {listed(key.shape)}, value {listed(value.shape)}"
+    if not one_of(query.ndim, 2, 3) or key.ndim != query.ndim or value.ndim != query.ndim:
+        rule = "(batch, n, dim)" if batch_first else "(n, batch, dim)"
+        raise ShapeError(f"MultiheadAttention: query, key and value must all be {rule}, or all (n, dim); got {shapes}.")
+    for name, size, x in (("embed_dim", embed_dim, query), ("kdim", kdim, key), ("vdim", vdim, value)):
+        if x.shape[-1] != size:
+            raise ShapeError(f"MultiheadAttention: the last dimension must be {name} = {size}; got {x.shape[-1]} ({shapes}).")
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ShapeError(f"MultiheadAttention: there must be one value for each key; got {shapes}.")
+    rows = 0 if batch_first else 1
+    if query.ndim == 3 and query.shape[rows] != key.shape[rows]:
+        raise ShapeError(
+            f"MultiheadAttention: queries and keys must have the same batch, dimension {rows}; got {query.shape[rows]} and "
+            f"{key.shape[rows]} ({shapes})."
+        )
+
+
+def multihead_masks(
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    batched: bool,
+    sizes: tuple[int, int, int, int],
+) -> None:
+    """PyTorch's masks, in the shapes that they have for a matrix of those sizes."""
+    batch, heads, queries, keys = sizes
+    if is_causal and attn_mask is None:
+        raise ValueError(
+            "MultiheadAttention: is_causal says that attn_mask is the causal one, and so needs it: give "
+            "attn_mask=torch.nn.Transformer.generate_square_subsequent_mask(n) as well."
+        )
+    padding = ((batch, keys) if batched else (keys,),)
+    pairs = ((queries, keys), (batch * heads, queries, keys))
+    for name, mask, allowed in (("key_padding_mask", key_padding_mask, padding), ("attn_mask", attn_mask, pairs)):
+        if mask is None:
+            continue
+        if not isinstance(mask, Tensor):
+            raise TypeError(
+                f"MultiheadAttention: {name} must be a tensor in PyTorch's convention, True = hidden; got "
+                f"{type(mask).__name__}. The values of regard.masks belong to regard.attention and to the other layers."
+            )
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise TypeError(
+                f"MultiheadAttention: {name} must be boolean, True = hidden, or floats that are added to the scores; got "
+                f"{mask.dtype} of shape {listed(mask.shape)}."
+            )
+        if not any(len(mask.shape) == len(shape) and mask.shape == shape for shape in allowed):
+            raise ShapeError(
+                f"MultiheadAttention: {name} must have shape {' or '.join([listed(shape) for shape in allowed])}; got "
+                f"{listed(mask.shape)} (batch {batch}, heads {heads}, queries {queries}, keys {keys})."
+            )
+
+
+def multihead_weights(
+    need_weights: object, average_attn_weights: bool, sizes: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    """Weights that can be returned: none, lazy ones, or those that fit into memory."""
+    choice("MultiheadAttention", "need_weights", need_weights, (True, False, "lazy"))
+    if need_weights and need_weights != "lazy":
+        batch, _, queries, keys = sizes
+        shape = (batch, queries, keys) if average_attn_weights else sizes
+        fits_dense(
+            shape, dtype.itemsize, DENSE_LIMIT, "MultiheadAttention(need_weights=True)",
+            'need_weights="lazy" returns the weights without storing them, need_weights=False returns none.',
+        )  # fmt: skip
+
+
+# -- recurrent models -------------------------------------------------------------------------------------------------
+
+
+def sizes(layer: str, **given: object) -> None:
+    """Whole numbers from 1 on."""
+    for name, size in given.items():
+        whole_number(layer, name, size, least=1)
+
+
+def tokens(model: str, name: str, given: object) -> None:
+    """Numbers of tokens, (batch, n), with at least one in each row."""
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{model}: {name} must be a tensor of tokens (batch, n); got {type(given).__name__}.")
+    if given.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{model}: {name} must hold tokens, int64 or int32; got {given.dtype} of shape {listed(given.shape)}.")
+    if given.ndim != 2 or 0 in given.shape:
+        raise ShapeError(
+            f"{model}: {name} must be (batch, n), with one row and one token at least; got shape {listed(given.shape)}."
+        )
+
+
+def same_batch(model: str, name: str, given: Tensor, rows: int) -> None:
+    """As many rows as there are sources."""
+    if given.shape[0] != rows:
+        raise ShapeError(
+            f"{model}: {name} must have as many rows as there are sources; got {given.shape[0]} "
+            f"(shape {listed(given.shape)}) and {rows}."
+        )
+
+
+def of_sources(model: str, expression: str) -> NoReturn:
+    """A mask that hides a token from some and not from others."""
+    raise Unsupported(
+        f"{model}: mask must hide a token of the source from every other one or from none, as padding(lengths) does; "
+        f"got {expression}."
+    )
+
+
+def nothing_to_read(model: str, rows: list[int]) -> NoReturn:
+    """Sources of which nothing is seen."""
+    raise ValueError(f"{model}: mask must leave each source a token at least; it hides all of row {', '.join(map(str, rows))}.")
+
+
+# -- searches ---------------------------------------------------------------------------------------------------------
+
+
+def search(operation: str, begin: object, end: object, limit: object, beams: object, length_penalty: object) -> None:
+    """Tokens and numbers with which a search can be made."""
+    for name, number in {"begin": begin, "end": end}.items():
+        whole_number(operation, name, number)
+    for name, number in {"limit": limit, "beams": beams}.items():
+        whole_number(operation, name, number, least=1)
+    if not isinstance(length_penalty, int | float) or not isfinite(length_penalty):
+        raise ValueError(f"{operation}: length_penalty must be a finite number; got {length_penalty!r}.")
+
+
+def in_vocabulary(operation: str, end: int, vocabulary: int) -> None:
+    """An end that can come."""
+    if end >= vocabulary:
+        raise ValueError(f"{operation}: end must be below the vocabulary's {vocabulary}; got {end}.")
