@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +13,7 @@ from regard.masks import Mask, causal, documents, prefix, window
 from regard.plan import Axes, lay
 
 IMAGES = Path(__file__).with_name("images")
+TOUR = Path(__file__).with_name("tour.md")
 SENTENCE = "The animal didn't cross the street because it was too tired."
 SIDE, TILE, CELL = 512, 32, 18  # positions, positions per tile, pixels per tile
 SHADES = {"empty": "#f4f4f2", "mixed": "#f0b429", "full": "#2f6f9f"}
@@ -51,6 +54,21 @@ def plan(name: str, mask: Mask, numbered: bool) -> None:
     print(name, {kind: flat.count(kind) for kind in SHADES})
 
 
+def reversal() -> None:
+    """The alignment of the model that the tour trains: its own blocks are run."""
+    names: dict[str, Any] = {}
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    text = TOUR.read_text()
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        exec(block, names)
+        if "logits, A = bahdanau" in block:
+            break
+    digits = [str(n) for n in range(10)]
+    (IMAGES / "reversal.svg").write_text(picture.svg(names["A"][0, 0], [f"word {n}" for n in digits], digits))
+    print("reversal: right digits", {name: names["right"](names[name]) for name in ("bottleneck", "bahdanau")})
+
+
 def _write(name: str, size: int, style: str, drawn: list[str], zoom: int = 1) -> None:
     """A square picture on white, which pages in the dark show as it is."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{zoom * size}" height="{zoom * size}">'
@@ -63,3 +81,4 @@ if __name__ == "__main__":
     plan("sweep", causal, numbered=True)
     packed = documents(torch.arange(SIDE) // 200)
     plan("plan", (window(96) | prefix(4)) & packed & masks.causal, numbered=False)
+    reversal()
