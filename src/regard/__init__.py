@@ -12,6 +12,7 @@ from regard.checks import Changed, ShapeError, TooLarge, Unsupported
 
 if TYPE_CHECKING:
     from regard import nn
+    from regard.embeddings import embed
     from regard.record import Record, load
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "attention",
     "backends",
     "biases",
+    "embed",
     "load",
     "masks",
     "nn",
@@ -36,9 +38,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Layers and records are imported when they are asked for."""
+    """Layers, records and models are imported when they are asked for."""
     if name == "nn":
         return import_module("regard.nn")
+    if name == "embed":
+        from regard.embeddings import embed
+
+        return embed
     if name in ("Record", "load"):
         from regard import record
 

@@ -56,11 +56,23 @@ FARTHEST = 1 << 60  # no position lies beyond: larger numbers mean "without end"
 
 
 class ShapeError(ValueError):
-    """Shapes that do not fit together."""
+    """Shapes that do not fit together.
+
+    >>> S @ torch.ones(4)
+    Traceback (most recent call last):
+        ...
+    regard.checks.ShapeError: A @ v: keys and values must have the same length; got 3 keys ... and 4 values ...
+    """
 
 
 class Unsupported(NotImplementedError):
-    """Something that regard cannot do; the sentence says what to do instead."""
+    """Something that regard cannot do; the sentence says what to do instead.
+
+    >>> S * 2
+    Traceback (most recent call last):
+        ...
+    regard.checks.Unsupported: A * x would be a stored matrix: ask first and compute then, as in (A @ v) * x, ...
+    """
 
 
 class NotATensor(Unsupported, AttributeError):
@@ -68,11 +80,26 @@ class NotATensor(Unsupported, AttributeError):
 
 
 class TooLarge(MemoryError):
-    """A dense matrix beyond the limit."""
+    """A dense matrix beyond the limit.
+
+    >>> S.to_dense(limit=16)
+    Traceback (most recent call last):
+        ...
+    regard.checks.TooLarge: to_dense: a matrix of shape (3, 3) would take 36 B, above the limit of 16 B. ...
+    """
 
 
 class Changed(RuntimeError):
-    """A tensor was changed in place after the matrix was built on it."""
+    """A tensor was changed in place after the matrix was built on it.
+
+    >>> x = torch.ones(3, 1)
+    >>> B = regard.attention(x, x)
+    >>> x += 1
+    >>> B.entropy()
+    Traceback (most recent call last):
+        ...
+    regard.checks.Changed: attention: a tensor of shape (3, 1) was changed in place after the matrix was built ...
+    """
 
 
 def _shape(tensor: Tensor) -> str:
@@ -232,6 +259,15 @@ def seed(operation: str, value: object) -> int | Tensor:
     if value.ndim or value.is_floating_point() or value.is_complex():
         raise TypeError(f"{operation}: seed must be an integer; got a {value.dtype} tensor of shape {listed(value.shape)}.")
     return value if torch.compiler.is_compiling() else whole_number(operation, "seed", int(value))
+
+
+def sentences(operation: str, given: list[object]) -> None:
+    """At least one text."""
+    if not given:
+        raise ValueError(f"{operation}: there must be at least one sentence; got none.")
+    for text in given:
+        if not isinstance(text, str):
+            raise TypeError(f"{operation}: sentences must be texts; got {type(text).__name__}.")
 
 
 def words_fit(operation: str, shape: tuple[int, ...], queries: int, keys: int, most: int) -> None:

@@ -101,7 +101,8 @@ class Block(nn.Module):
             checks.choice(layer, "activation", activation, tuple(FUNCTIONS))
         hidden = 4 * dim if hidden is None else checks.whole_number(layer, "hidden", hidden, least=1)
         self.activation, self.norm_first = activation, norm_first
-        self.dropout = nn.Dropout(checks.dropout(layer, dropout))
+        self.dropout = nn.Dropout(checks.dropout(layer, dropout))  # of what is added
+        self.hidden_dropout = nn.Dropout(dropout)
         width = hidden * 2 if isinstance(activation, gated) else hidden
         self.linear1 = nn.Linear(dim, width, bias, device=device, dtype=dtype)
         self.linear2 = nn.Linear(hidden, dim, bias, device=device, dtype=dtype)
@@ -128,7 +129,7 @@ class Block(nn.Module):
 
     def _feedforward(self, norm: nn.Module, x: Tensor) -> Tensor:
         activation = self.activation if isinstance(self.activation, gated) else FUNCTIONS[self.activation]
-        found = self.linear2(self.dropout(activation(self.linear1(self._into(norm, x)))))
+        found = self.linear2(self.hidden_dropout(activation(self.linear1(self._into(norm, x)))))
         return self._out_of(norm, x, found)
 
     def extra_repr(self) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from math import isfinite
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from regard.checks import ShapeError, Unsupported, fits_dense, one_of, probability
+from regard.checks import ShapeError, Unsupported, fits_dense, mask_lies_on, one_of, probability
 from regard.checks import choice as choice
 from regard.checks import listed as listed
 from regard.checks import whole_number as whole_number
 from regard.lazy import DENSE_LIMIT
+from regard.masks import Mask
 
 # -- layers -----------------------------------------------------------------------------------------------------------
 
@@ -95,6 +97,75 @@ def caches(layer: str, given: Sized, count: int) -> None:
     """One cache for each layer."""
     if len(given) != count:
         raise ShapeError(f"{layer}: caches must hold one cache for each of {count} layers; got {len(given)}. Use .caches().")
+
+
+# -- pretrained -------------------------------------------------------------------------------------------------------
+
+
+def files(model: str, place: Path, names: tuple[str, ...]) -> None:
+    """A directory that holds a model."""
+    for name in names:
+        if not (place / name).is_file():
+            raise FileNotFoundError(
+                f"{model}: {place} has no {name}; a model is saved by save_pretrained, in one safetensors file."
+            )
+
+
+def model_type(model: str, found: object, kind: str) -> None:
+    """A config of that architecture."""
+    if found != kind:
+        raise Unsupported(
+            f"{model}: config.json must be of model_type {kind!r}; got {found!r}. Other architectures can be loaded by "
+            'transformers itself, with attn_implementation="regard".'
+        )
+
+
+def activation(model: str, found: object, known: tuple[str, ...]) -> None:
+    """An activation that the model has."""
+    if found not in known:
+        raise Unsupported(f"{model}: the activation must be one of {', '.join(known)}; got {found!r}.")
+
+
+def state_dict(model: str, missing: Sequence[str], foreign: Sequence[str]) -> None:
+    """A checkpoint in which every name has its place, and every place its name."""
+    if missing or foreign:
+        parts = [
+            f"{len(names)} {what}: {_first(names)}" for what, names in (("missing", missing), ("foreign", foreign)) if names
+        ]
+        raise ShapeError(f"{model}: the checkpoint must have the model's parameters; {'; '.join(parts)}.")
+
+
+def _first(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def fits_parameter(model: str, name: str, found: Tensor, wanted: Tensor) -> None:
+    """A tensor of the parameter's shape."""
+    if found.shape != wanted.shape:
+        raise ShapeError(f"{model}: {name} must make {listed(wanted.shape)}; got {listed(found.shape)}. Is it of this config?")
+
+
+def within_positions(model: str, n: int, positions: int) -> None:
+    """A text that is short enough."""
+    if n > positions:
+        raise ShapeError(f"{model}: a text may have {positions} tokens, one for each position; got {n}. Shorten or split it.")
+
+
+def has_pooler(found: bool) -> None:
+    """A model that can pool."""
+    if not found:
+        raise Unsupported("Bert: this model has no pooler; take the first token, y[:, 0], or the mean of the tokens.")
+
+
+def sampling(source: Tensor, limit: int, temperature: float, topk: int | None) -> None:
+    """What a text can be written on with."""
+    whole_number("sample", "limit", limit, least=1)
+    if topk is not None:
+        whole_number("sample", "topk", topk, least=1)
+    if not temperature >= 0:
+        raise ValueError(f"sample: temperature must be at least 0; got {temperature!r}.")
+    if source.ndim != 2 or not source.shape[1]:
+        raise ShapeError(f"sample: a beginning must be (batch, n) with at least one token; got shape {listed(source.shape)}.")
 
 
 # -- positions --------------------------------------------------------------------------------------------------------
@@ -306,3 +377,100 @@ def in_vocabulary(operation: str, end: int, vocabulary: int) -> None:
     """An end that can come."""
     if end >= vocabulary:
         raise ValueError(f"{operation}: end must be below the vocabulary's {vocabulary}; got {end}.")
+
+
+# -- heads, text, images, audio ---------------------------------------------------------------------------------------
+
+
+def counting_mask(layer: str, given: object, batch: int, n: int) -> Mask:
+    """A mask that lies on sequences of that length."""
+    mask(layer, "mask", given)
+    if not isinstance(given, Mask):
+        raise TypeError(f"{layer}: mask must be one of regard.masks, such as padding(lengths); got {type(given).__name__}.")
+    mask_lies_on(layer, given, batch, None, n, n)
+    return given
+
+
+def beyond(layer: str, given: Tensor, vocabulary: int) -> NoReturn:
+    """Tokens that nobody knows."""
+    raise IndexError(
+        f"{layer}: tokens must be from 0 to {vocabulary - 1}, the vocabulary has {vocabulary}; got {int(given.min())} to "
+        f"{int(given.max())} in shape {listed(given.shape)}."
+    )
+
+
+def beginning(model: str, source: object) -> None:
+    """Tokens from which a text goes on, (batch, n), n = 0 among them."""
+    if not isinstance(source, Tensor) or source.ndim != 2:
+        got = f"shape {listed(source.shape)}" if isinstance(source, Tensor) else type(source).__name__
+        raise ShapeError(f"{model}: source must be tokens (batch, n), n = 0 where there are none yet; got {got}.")
+
+
+def writes(model: str, own: Mask | None) -> None:
+    """A model that sees nothing of what comes."""
+    if own is None or bool(own.allows(0, 0, 0, 1)):
+        raise Unsupported(
+            f"{model}: to write token by token, the model's mask must hide what comes later, as mask=causal does; got "
+            f"{own.expression if own is not None else None}."
+        )
+
+
+def pair(layer: str, name: str, given: object) -> tuple[int, int]:
+    """Two whole numbers from 1 on; one stands for both."""
+    both = tuple(given) if isinstance(given, tuple | list | torch.Size) else (given, given)
+    if len(both) != 2:
+        raise ShapeError(f"{layer}: {name} must be one number or two; got {listed(both)}.")
+    return whole_number(layer, name, both[0], least=1), whole_number(layer, name, both[1], least=1)
+
+
+def images(layer: str, given: object, channels: int, size: tuple[int, int] | None = None) -> None:
+    """Images, (batch, channels, height, width)."""
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{layer}: images must be a tensor (batch, channels, height, width); got {type(given).__name__}.")
+    wanted = ("height", "width") if size is None else size
+    fits = given.ndim == 4 and given.shape[1] == channels and (size is None or given.shape[-2:] == size)
+    if not fits:
+        raise ShapeError(
+            f"{layer}: images must be (batch, {channels}, {wanted[0]}, {wanted[1]}); got shape {listed(given.shape)}."
+        )
+    if not given.is_floating_point():
+        raise TypeError(f"{layer}: images must be floats; got {given.dtype}. Divide bytes by 255.")
+
+
+def patches(layer: str, size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """A grid without a rest."""
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise ShapeError(f"{layer}: patch must divide the size of the images; got patch {listed(patch)}, size {listed(size)}.")
+    return size[0] // patch[0], size[1] // patch[1]
+
+
+def on_picture(layer: str, numbers: Tensor, grid: tuple[int, int], class_token: bool) -> Tensor:
+    """One number for each patch, (…, patches)."""
+    count = grid[0] * grid[1]
+    if numbers.shape[-1] == count + class_token:
+        return numbers[..., class_token:]
+    if numbers.shape[-1] != count:
+        also = f", or {count + 1} with the class token" if class_token else ""
+        raise ShapeError(
+            f"{layer}: there must be one number for each of {count} patches{also}; got shape {listed(numbers.shape)}."
+        )
+    return numbers
+
+
+def frames(waveform: object, rate: int, window: float, hop: float, low: float, high: float) -> tuple[int, int]:
+    """The samples of a window, and of a step."""
+    if not isinstance(waveform, Tensor) or waveform.dtype not in (torch.float32, torch.float64):
+        got = f"{waveform.dtype}" if isinstance(waveform, Tensor) else type(waveform).__name__
+        raise TypeError(f"log_mel: waveform must be a tensor of float32 or float64; got {got}. Divide 16-bit samples by 32768.")
+    if waveform.ndim == 0 or 0 in waveform.shape:
+        raise ShapeError(
+            f"log_mel: waveform must be (…, samples), with one sample at least; got shape {listed(waveform.shape)}."
+        )
+    span, step = round(rate * window), round(rate * hop)
+    if span < 2 or step < 1:
+        raise ValueError(
+            f"log_mel: window must hold two samples and hop one; got {window} s and {hop} s at {rate} samples per s."
+        )
+    if not 0 <= low < high <= rate / 2:
+        raise ValueError(f"log_mel: 0 ≤ low < high ≤ rate / 2 = {rate / 2:g} Hz must hold; got low {low:g} and high {high:g}.")
+    return span, step
