@@ -326,6 +326,20 @@ def test_kernels_on_cuda(kernel, dtype, causal):
         assert [(g.shape, g.dtype) for g in found] == [(t.shape, dtype) for t in (q, k, k)]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "dim", "name"),
+    [
+        (torch.bfloat16, 256, "flash"),
+        (torch.float16, 257, "efficient"),
+        (torch.float32, 8, "efficient"),
+        (torch.float64, 8, None),
+    ],
+)
+def test_which_kernel_on_cuda(dtype, dim, name):
+    found = kernels.kernel_for(torch.device("cuda"), dtype, dim)
+    assert (None if found is None else found.name) == name
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("mask", [full, causal, causal_from(-2)], ids=str)
 @pytest.mark.parametrize(("dim", "value_dim"), [(8, 8), (3, 5), (264, 16)])
@@ -386,8 +400,15 @@ def test_the_log_sum_exp_of_the_efficient_kernel_has_rows_of_32(monkeypatch, que
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     """The CPU's kernel with the limits of those on CUDA."""
+
+    def strict(q, k, v, causal, added, scale):
+        assert q.shape[1] == k.shape[1] == v.shape[1]
+        assert q.shape[3] == k.shape[3] == v.shape[3] == 8
+        assert added is None
+        return kernels.CPU.forward(q, k, v, causal, added, scale)
+
     limits = {"multiple": 8, "of_keys": False, "grouped": False, "squares": True, "repairs": True}
-    monkeypatch.setitem(kernels.ON, "cpu", (replace(kernels.CPU, **limits),))
+    monkeypatch.setitem(kernels.ON, "cpu", (replace(kernels.CPU, forward=strict, **limits),))
 
 
 @pytest.mark.parametrize("offset", [None, -4, -2, 0, 4])

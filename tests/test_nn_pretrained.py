@@ -232,7 +232,5 @@ def test_bad_inputs_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             nn.sample(model, tokens(), **given)
-    with pytest.raises(
-        regard.ShapeError, match=r"must be \(batch, n\) with at least one token; got shape \(2, 0\)"
-    ):
+    with pytest.raises(regard.ShapeError, match=r"must be \(batch, n\) with at least one token; got shape \(2, 0\)"):
         nn.sample(model, tokens()[:, :0], limit=1)

@@ -193,17 +193,19 @@ def test_the_alignment_is_one_lazy_matrix_of_what_was_used(name, monkeypatch):
     torch.testing.assert_close(model(source, target, padding([5, 2, 1])), logits)
 
 
-def test_the_alignment_of_bahdanau_is_that_of_the_paper():
+def test_every_step_of_bahdanau_is_that_of_the_paper():
     model = made("bahdanau")
     source, target = given()
-    _, A = model(source, target, return_attention=True)
+    logits, A = model(source, target, return_attention=True)
     state = model.start(source)
     h, s = state.memory.states, state.hidden[0]
-    for i in range(4):
+    for i, word in enumerate(model.embedding(target).unbind(1)):
         e = torch.tanh((s @ model.score.w_query[0])[:, None] + h @ model.score.w_key[0]) @ model.score.v[0]
         torch.testing.assert_close(A.to_dense()[:, 0, i], e.softmax(-1))
-        model.step(target[:, i : i + 1], state)
-        s = state.hidden[0]
+        context = (e.softmax(-1)[..., None] * h).sum(1)
+        s = model.decoder(torch.cat((word, context), -1), s)
+        pairs = model.deep(torch.cat((s, word, context), -1))  # unit m is the larger one of m and m + 5
+        torch.testing.assert_close(logits[:, i], model.output(torch.stack((pairs[:, :5], pairs[:, 5:])).amax(0)))
 
 
 @pytest.mark.parametrize("name", ["luong, dot", "luong, general, two layers"])

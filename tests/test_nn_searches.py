@@ -171,7 +171,7 @@ def test_a_search_leaves_no_graph():
 
 @dataclass
 class Chain:
-    """The next token depends on the last one and on the source, its row of a table (sources, tokens, tokens) of p."""
+    """The next token depends on the source, the step and the last token, by a table (sources, steps or 1, tokens, tokens)."""
 
     table: Tensor
     rows: list[int] = field(default_factory=list)  # how many went through each step
@@ -181,8 +181,9 @@ class Chain:
         return self
 
     def step(self, tokens: Tensor, state: Any, /) -> Tensor:
+        n = len(self.rows) % self.table.shape[1]
         self.rows.append(len(tokens))
-        return self.table[self.which, tokens[:, -1]].log()[:, None]
+        return self.table[self.which, n, tokens[:, -1]].log()[:, None]
 
     def select(self, rows: Tensor, /) -> None:
         self.which = self.which[rows]
@@ -190,16 +191,41 @@ class Chain:
 
 def chain(*after: dict[int, list[float]]) -> Chain:
     """For each source what follows a token; END after all others."""
-    table = torch.zeros(len(after), TOKENS, TOKENS)
+    table = torch.zeros(len(after), 1, TOKENS, TOKENS)
     table[..., END] = 1
     for source, rows in enumerate(after):
         for token, p in rows.items():
-            table[source, token] = torch.tensor(p)
+            table[source, 0, token] = torch.tensor(p)
     return Chain(table)
 
 
 def search(model: Chain, **options: Any) -> Any:
     return beam_search(model, torch.arange(len(model.table))[:, None], **ENDS, **options)
+
+
+@pytest.mark.parametrize("beams", [1, 2, 3, 4])
+@pytest.mark.parametrize("strength", [0.0, 1.0, 4.0])
+def test_beams_are_filled_and_counted_as_in_the_plain_search(beams, strength):
+    torch.manual_seed(beams)
+    table = torch.rand(60, 6, TOKENS, TOKENS, dtype=torch.float64).pow(3)
+    table = table / table.sum(-1, keepdim=True)
+    found = search(Chain(table), limit=6, beams=beams, length_penalty=strength)
+    for row in range(len(table)):
+        logs = table[row].log()
+        sentence, score = plain_beam_search(lambda start, logs=logs: logs[len(start), (BEGIN, *start)[-1]], 6, beams, strength)
+        assert sentences(found)[row] == sentence
+        assert found.scores[row].item() == pytest.approx(score)
+
+
+def test_what_cannot_be_is_no_sentence():
+    """Beams of p = 0 end as often as others; they are not counted among those that have ended."""
+    table = torch.zeros(1, 10, TOKENS, TOKENS)
+    table[:, :8, :, 2] = 1
+    table[:, 8] = torch.tensor([0, 0.4, 0, 0.6])
+    table[:, 9, :, END] = 1
+    for beams in (2, 3, 4):
+        found = search(Chain(table), limit=12, beams=beams, length_penalty=2.0)
+        assert sentences(found) == [(2,) * 8 + (3, END)]
 
 
 def test_what_has_ended_first_may_be_beaten():

@@ -27,6 +27,7 @@ PAGES = {  # module → page
     "regard.picture": "picture",
     "regard.backends": "backends",
     "regard.transformers": "transformers",
+    "regard.pretrained": "pretrained",
     "regard.record": "record",
     "regard.testing": "testing",
 }
@@ -42,6 +43,7 @@ IN_FULL = {
 INTERNAL = {  # what other modules of the package use
     "regard.backends": {"assign", "choose", "cost", "named"},
     "regard.picture": {"draw_mask", "html_of", "png"},
+    "regard.pretrained": {"positions"},
     "regard.scores": {"Additive", "Bilinear", "Cosine", "Distance", "Dot"},
     "regard.transformers": {"LazyMask", "attention_forward", "mask_forward"},
 }
@@ -139,10 +141,15 @@ def test_every_public_name_has_a_docstring(name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_public_name_has_an_example(name):
-    """It runs: tests/test_docs.py runs the blocks of the pages, and the docstrings."""
+    """In its docstring, or on its page if it is a value. It runs: tests/test_docs.py runs the docstrings and the pages."""
     for path in names(name):
-        example = "```python\n" in sections(PAGES[name])[path] or ">>> " in (found(module(name), path).__doc__ or "")
-        assert example or "](" in sections(PAGES[name])[path], path
+        what = found(module(name), path)
+        if inspect.isroutine(what) or inspect.isclass(what) or isinstance(what, (property, classmethod, staticmethod)):
+            owner, _, leaf = path.rpartition(".")
+            documented = getattr(found(module(name), owner), leaf) if owner else what
+            assert ">>> " in (inspect.getdoc(documented) or ""), path
+        else:
+            assert "```python\n" in sections(PAGES[name])[path] or "](" in sections(PAGES[name])[path], path
         leaf = path.rpartition(".")[2]
         if "```python\n" in sections(PAGES[name])[path] and not leaf.startswith("__"):
             blocks = re.findall(r"^```python\n(.*?)^```", sections(PAGES[name])[path], re.DOTALL | re.MULTILINE)

@@ -119,7 +119,16 @@ def attention(
 
 @dataclass(frozen=True, eq=False)
 class Attention(TensorLike):
-    """A lazy matrix of attention weights, (…, heads, queries, keys). Made by `regard.attention`."""
+    """A lazy matrix of attention weights, (…, heads, queries, keys). Made by `regard.attention`.
+
+    >>> S = regard.attention(torch.ones(3, 1), torch.tensor([[1.0], [3.0], [4.0]]).log(), mask=masks.causal)
+    >>> S
+    Attention((3, 3), float32, mask=causal)
+    >>> S.to_dense()
+    tensor([[1.0000, 0.0000, 0.0000],
+            [0.2500, 0.7500, 0.0000],
+            [0.1250, 0.3750, 0.5000]])
+    """
 
     call: Call
     layout: Layout
@@ -131,17 +140,29 @@ class Attention(TensorLike):
 
     @property
     def shape(self) -> torch.Size:
-        """(…, heads, queries, keys)."""
+        """(…, heads, queries, keys).
+
+        >>> A.shape
+        torch.Size([2, 4, 6, 6])
+        """
         return torch.Size((*self.layout.leading, *self.call.shape[2:]))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The query's; answers are float32, or float64 for float64."""
+        """The query's; answers are float32, or float64 for float64.
+
+        >>> A.dtype
+        torch.float32
+        """
         return self.call.stated or self.call.query.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Where its tensors are.
+
+        >>> A.device
+        device(type='cpu')
+        """
         return self.call.device
 
     def __repr__(self) -> str:
@@ -179,6 +200,11 @@ class Attention(TensorLike):
         """Σ_j A_ij v_j, the new embedding of every query, in the value's dtype.
 
         value: (…, heads or kv_heads or 1, keys, value_dim), or (keys, value_dim) or (keys,) shared by all heads.
+
+        >>> S @ torch.tensor([0.0, 4.0, 8.0])
+        tensor([0.0000, 3.0000, 5.5000])
+        >>> (A @ v).shape
+        torch.Size([2, 4, 6, 8])
         """
         (parts,) = self._ask((Output(self._value(value), self.drop),))
         output = self.layout.unfold(parts[0])
@@ -186,7 +212,11 @@ class Attention(TensorLike):
 
     @property
     def mT(self) -> TransposedAttention:
-        """The transpose, for A.mT @ r."""
+        """The transpose, for A.mT @ r.
+
+        >>> S.mT @ torch.ones(3)
+        tensor([1.3750, 1.1250, 0.5000])
+        """
         return TransposedAttention(self)
 
     def __getitem__(self, index: Index) -> Any:
@@ -200,7 +230,13 @@ class Attention(TensorLike):
         return select(self, index)
 
     def to_dense(self, limit: int | None = DENSE_LIMIT) -> Tensor:
-        """The stored matrix, in float32 (float64), refused above `limit` bytes; None = no limit."""
+        """The stored matrix, in float32 (float64), refused above `limit` bytes; None = no limit.
+
+        >>> S.to_dense()
+        tensor([[1.0000, 0.0000, 0.0000],
+                [0.2500, 0.7500, 0.0000],
+                [0.1250, 0.3750, 0.5000]])
+        """
         checks.fits_dense(self.shape, self.call.dtype.itemsize, limit)
         (parts,) = self._ask((Weights(),))
         return self.layout.unfold(parts[0])
@@ -208,11 +244,19 @@ class Attention(TensorLike):
     # -- questions: each one a readout --------------------------------------------------------------------------------
 
     def logsumexp(self) -> Tensor:
-        """ln Σ_j exp(score_ij), natural log, (…, heads, queries); see `readouts.LogSumExp`."""
+        """ln Σ_j exp(score_ij), natural log, (…, heads, queries); see `readouts.LogSumExp`.
+
+        >>> S.logsumexp().exp().round()
+        tensor([1., 4., 8.])
+        """
         return self._one(readouts.LogSumExp())
 
     def entropy(self) -> Tensor:
-        """-Σ_j A_ij ln A_ij in nats, (…, heads, queries); see `readouts.Entropy`."""
+        """-Σ_j A_ij ln A_ij in nats, (…, heads, queries); see `readouts.Entropy`.
+
+        >>> S.entropy()
+        tensor([0.0000, 0.5623, 0.9743])
+        """
         return self._one(readouts.Entropy())
 
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> readouts.Strongest:
@@ -220,6 +264,12 @@ class Attention(TensorLike):
 
         Where a query sees fewer than k keys, the rest has weight 0 and index -1: mask it before you index with it. The other
         arguments are those of torch.topk, and have one value each: Unsupported for others.
+
+        >>> values, indices = S.topk(2)
+        >>> indices.tolist()
+        [[0, -1], [1, 0], [2, 1]]
+        >>> A.topk(3).values.shape
+        torch.Size([2, 4, 6, 3])
         """
         if checks.dimension("topk", dim, self.ndim) != -1 or not (largest and sorted):
             raise checks.Unsupported(
@@ -229,31 +279,60 @@ class Attention(TensorLike):
         return self._one(readouts.TopK(checks.whole_number("topk", "k", k, least=1)))
 
     def diagonal(self, offset: int = 0) -> Tensor:
-        """A[i, p_i + offset], (…, heads, queries), p_i the position of query i; see `readouts.Diagonal`."""
+        """A[i, p_i + offset], (…, heads, queries), p_i the position of query i; see `readouts.Diagonal`.
+
+        >>> S.diagonal(-1)
+        tensor([0.0000, 0.2500, 0.3750])
+        """
         return self._one(readouts.Diagonal(offset))
 
     def distance(self) -> Tensor:
-        """Σ_j A_ij |p_i - j|, (…, heads, queries), in tokens; see `readouts.Distance`."""
+        """Σ_j A_ij |p_i - j|, (…, heads, queries), in tokens; see `readouts.Distance`.
+
+        >>> S.distance()
+        tensor([0.0000, 0.2500, 0.6250])
+        """
         return self._one(readouts.Distance())
 
     def pool(self, bins: tuple[int, int], reduce: str = "mean") -> Tensor:
-        """A picture in rows × columns bins, (…, heads, rows, columns); see `readouts.Pool`."""
+        """A picture in rows × columns bins, (…, heads, rows, columns); see `readouts.Pool`.
+
+        >>> S.pool((1, 3), "max")
+        tensor([[1.0000, 0.7500, 0.5000]])
+        >>> A.pool((3, 2)).shape
+        torch.Size([2, 4, 3, 2])
+        """
         return self._one(readouts.Pool(bins, reduce))
 
     def mass(self, segments: Tensor | Sequence[int], count: int | None = None) -> Tensor:
-        """Σ_{j: segments_j = s} A_ij, (…, heads, queries, count), segments counted from 0; see `readouts.Mass`."""
+        """Σ_{j: segments_j = s} A_ij, (…, heads, queries, count), segments counted from 0; see `readouts.Mass`.
+
+        >>> S.mass([0, 0, 1])
+        tensor([[1.0000, 0.0000],
+                [1.0000, 0.0000],
+                [0.5000, 0.5000]])
+        """
         return self._one(readouts.Mass(segments, count))
 
     def kl(self, other: Attention) -> Tensor:
         """Σ_j A_ij (ln A_ij - ln B_ij) in nats, (…, heads, queries); +inf where `other` hides what this matrix sees.
 
         In O(n) memory, differentiable by both: distillation at any length. Rows that are +inf have no gradient.
+
+        >>> B = regard.attention(z, z, mask=masks.causal)
+        >>> S.kl(B)
+        tensor([0.0000, 0.1308, 0.1243])
         """
         A, B = alike("A.kl(B)", self, other)
         return A._one(KL.to(B))
 
     def js(self, other: Attention) -> Tensor:
-        """The Jensen-Shannon divergence ½ KL(A ‖ M) + ½ KL(B ‖ M), M = (A + B) / 2, in nats, (…, heads, queries)."""
+        """The Jensen-Shannon divergence ½ KL(A ‖ M) + ½ KL(B ‖ M), M = (A + B) / 2, in nats, (…, heads, queries).
+
+        >>> B = regard.attention(z, z, mask=masks.causal)
+        >>> S.js(B)
+        tensor([0.0000, 0.0338, 0.0336])
+        """
         A, B = alike("A.js(B)", self, other)
         return (A._one(KL.to(B, mixed=True)) + B._one(KL.to(A, mixed=True))) / 2
 
@@ -264,13 +343,26 @@ class Attention(TensorLike):
         the backward agree. Questions are about the weights before dropout; a second dropout takes the first one's place.
         A seed that is drawn, torch.randint(2**60, ()), may stay a tensor: inside torch.compile it must.
         Source: Srivastava et al. 2014.
+
+        >>> D = S.dropout(0.5, seed=0)
+        >>> D
+        Attention((3, 3), float32, mask=causal, Dropout(p=0.5, seed=0))
+        >>> (D @ torch.ones(3)).shape
+        torch.Size([3])
         """
         dropped = replace(self, drop=Dropout(p, seed))
         dropped._memo.extend(self._memo)
         return dropped
 
     def explain(self, *questions: Readout) -> Explanation:
-        """Which backend answers which question, what it costs, and why no other does; nothing is computed."""
+        """Which backend answers which question, what it costs, and why no other does; nothing is computed.
+
+        >>> print(S.explain(Entropy()))
+        attention (batch, heads, queries, keys) = (1, 1, 3, 3)
+        causal
+        ...
+        Entropy(): first sweep by ...
+        """
         return explain(self.call, questions, self.backend, self.drop, bool(self._memo))
 
     # -- how a question is answered -----------------------------------------------------------------------------------
@@ -370,7 +462,16 @@ class TransposedAttention(Lazy):
 
 
 class Reading(Mapping[Readout, Any]):
-    """Answers by the readout that asked, reading[Pool((64, 64))], or by its name in lower case, reading.pool."""
+    """Answers by the readout that asked, reading[Pool((64, 64))], or by its name in lower case, reading.pool.
+
+    >>> reading = S.read(TopK(1), Pool((1, 1), "sum"))
+    >>> reading
+    Reading(topk, pool)
+    >>> reading.topk.indices[:, 0]
+    tensor([0, 1, 2])
+    >>> reading[Pool((1, 1), "sum")]
+    tensor([[3.]])
+    """
 
     def __init__(self, answers: dict[Readout, Any]) -> None:
         self._answers = answers

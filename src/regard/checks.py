@@ -261,7 +261,7 @@ def seed(operation: str, value: object) -> int | Tensor:
     return value if torch.compiler.is_compiling() else whole_number(operation, "seed", int(value))
 
 
-def sentences(operation: str, given: list[object]) -> None:
+def sentences(operation: str, given: Sequence[object]) -> None:
     """At least one text."""
     if not given:
         raise ValueError(f"{operation}: there must be at least one sentence; got none.")

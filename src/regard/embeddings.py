@@ -37,8 +37,8 @@ def embed(sentences: str | Sequence[str], word: str | None = None, *, model: str
 
     Source: Peters et al. 2018, "Deep Contextualized Word Representations".
 
-    >>> found = regard.embed(["time flies like an arrow", "fruit flies like a banana"], word="flies")  # doctest: +SKIP
-    >>> found.shape  # doctest: +SKIP
+    >>> found = regard.embed(["time flies like an arrow", "fruit flies like a banana"], word="flies")
+    >>> found.shape
     torch.Size([2, 384])
     """
     from regard import pretrained

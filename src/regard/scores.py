@@ -20,49 +20,90 @@ __all__ = ["Score", "additive", "bilinear", "cosine", "distance", "dot"]
 
 
 class Score(ABC):
-    """A comparison of a query and a key."""
+    """A comparison of a query and a key.
+
+    >>> scores.dot(), scores.cosine(0.1)
+    (dot(), cosine(0.1))
+    """
 
     @abstractmethod
     def reduced(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Tensors whose dot product along the last dimension is f; given float32 or float64, differentiable, also twice.
 
         query (batch, heads, queries, dim), key (batch, kv_heads, keys, key_dim); the new key may have `heads` heads.
+
+        >>> query, key = scores.distance().reduced(q, k)
+        >>> query.shape, key.shape
+        (torch.Size([2, 4, 6, 10]), torch.Size([2, 2, 6, 10]))
         """
 
     @abstractmethod
     def between(self, query: Tensor, key: Tensor) -> Tensor:
-        """f(q_i, k_j) as it is defined, dense, shape (batch, heads, queries, keys)."""
+        """f(q_i, k_j) as it is defined, dense, shape (batch, heads, queries, keys).
+
+        >>> scores.dot().between(q, k).shape
+        torch.Size([2, 4, 6, 6])
+        """
 
     @property
     @abstractmethod
     def expression(self) -> str:
-        """The score as one would write it."""
+        """The score as one would write it.
+
+        >>> scores.cosine(0.1).expression
+        'cosine(0.1)'
+        """
 
     def scale(self, dim: int) -> float:
-        """What f is multiplied by where nothing else is said; dim is the key's."""
+        """What f is multiplied by where nothing else is said; dim is the key's.
+
+        >>> scores.dot().scale(64), scores.cosine().scale(64)
+        (0.125, 1.0)
+        """
         return 1.0
 
     @property
     def combine(self) -> Tensor | None:
-        """v, (heads or 1, hidden), of a score that is Σ_m v_m tanh(q'_m + k'_m) of the reduced pair, no dot product."""
+        """v, (heads or 1, hidden), of a score that is Σ_m v_m tanh(q'_m + k'_m) of the reduced pair, no dot product.
+
+        >>> w, v = torch.ones(8, 16), torch.ones(16)
+        >>> scores.dot().combine, scores.additive(w, w, v).combine.shape
+        (None, torch.Size([1, 16]))
+        """
         return None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor inside, always in the same order."""
+        """Every tensor inside, always in the same order.
+
+        >>> scores.dot().tensors(), scores.cosine(torch.tensor(0.5)).tensors()
+        ((), (tensor(0.5000),))
+        """
         return ()
 
     def with_tensors(self, *tensors: Tensor) -> Score:
-        """The same score with other tensors in the place of its own; they are not checked."""
+        """The same score with other tensors in the place of its own; they are not checked.
+
+        >>> scores.bilinear(torch.eye(8)).with_tensors(torch.ones(8, 3))
+        bilinear(8×3)
+        """
         return self
 
     def misfits(self, heads: int, kv_heads: int, dim: int, key_dim: int) -> list[str]:
-        """Why it cannot compare queries and keys of that size."""
+        """Why it cannot compare queries and keys of that size.
+
+        >>> scores.dot().misfits(heads=4, kv_heads=4, dim=8, key_dim=6)
+        ['dot() needs query and key of the same dim; got 8 and 6']
+        """
         if dim == key_dim:
             return []
         return [f"{self.expression} needs query and key of the same dim; got {dim} and {key_dim}"]
 
     def to(self, device: torch.device | str) -> Score:
-        """The same score with its tensors on that device."""
+        """The same score with its tensors on that device.
+
+        >>> scores.bilinear(torch.eye(8)).to("cpu")
+        bilinear(8×8)
+        """
         return self.with_tensors(*(t.to(device) for t in self.tensors()))
 
     def __str__(self) -> str:
@@ -283,6 +324,9 @@ def dot() -> Score:
     """The dot product, q · k; default scale 1/√dim.
 
     Vaswani et al. 2017, "Attention Is All You Need".
+
+    >>> regard.attention(q, k, score=scores.dot()).to_dense().equal(A.to_dense())
+    True
     """
     return Dot()
 
@@ -294,6 +338,12 @@ def cosine(temperature: float | Tensor = 1.0) -> Score:
     so is its gradient.
 
     Graves, Wayne and Danihelka 2014, "Neural Turing Machines".
+
+    >>> query, keys = torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[[7.0, 0.0], [0.0, 9.0]]]])
+    >>> scores.cosine().between(query, keys)
+    tensor([[[[0.6000, 0.8000]]]])
+    >>> regard.attention(q, k, score=scores.cosine(0.1)).shape
+    torch.Size([2, 4, 6, 6])
     """
     if isinstance(temperature, Tensor):
         given = checks.weights("cosine", "temperature", temperature, {0: "()", 1: "(heads,)"})
@@ -308,6 +358,9 @@ def bilinear(weight: Tensor) -> Score:
     the keys' gives ``layer.weight.T``. ShapeError if the weight does not fit the query and the key.
 
     Luong, Pham and Manning 2015, "Effective Approaches to Attention-based Neural Machine Translation" ("general").
+
+    >>> regard.attention(torch.zeros(5, 8), torch.zeros(6, 3), score=scores.bilinear(torch.zeros(8, 3))).shape
+    torch.Size([5, 6])
     """
     shapes = {2: "(dim, key_dim)", 3: "(heads, dim, key_dim)"}
     return Bilinear(Held(checks.weights("bilinear", "weight", weight, shapes)))
@@ -320,6 +373,10 @@ def distance() -> Score:
     computed as q · k - |q|²/2 - |k|²/2, never below float32: its error is a rounding of the lengths, not of the distance.
 
     Tsai et al. 2019, "Transformer Dissection: A Unified Understanding of Transformer's Attention via the Lens of Kernel".
+
+    >>> query, keys = torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[[0.0, 0.0], [3.0, 2.0]]]])
+    >>> scores.distance().between(query, keys)
+    tensor([[[[-12.5000,  -2.0000]]]])
     """
     return Distance()
 
@@ -333,6 +390,10 @@ def additive(w_query: Tensor | None, w_key: Tensor | None, v: Tensor) -> Score:
     projected once. ShapeError if they do not fit the query and the key, or one another.
 
     Bahdanau, Cho and Bengio 2015, "Neural Machine Translation by Jointly Learning to Align and Translate".
+
+    >>> score = scores.additive(w_query=torch.ones(8, 16), w_key=torch.ones(3, 16), v=torch.ones(16))
+    >>> regard.attention(torch.zeros(5, 8), torch.zeros(6, 3), score=score).shape
+    torch.Size([5, 6])
     """
     return Additive(
         _projection("w_query", w_query, {2: "(dim, hidden)", 3: "(heads, dim, hidden)"}),

@@ -59,17 +59,31 @@ class TensorLike(Lazy):
 
         Both of them, or all dimensions (None), are O(n) too, with heads and batch rows or without. Over heads or batch rows
         alone the answer is a stored matrix, added up tile by tile and refused above the limit of `to_dense`.
+
+        >>> S.sum(-2)
+        tensor([1.3750, 1.1250, 0.5000])
+        >>> A.sum((-2, -1)).round()
+        tensor([[6., 6., 6., 6.],
+                [6., 6., 6., 6.]])
         """
         dims = checks.dimensions("sum", dim if axis is None else axis, self.ndim)
         return _shaped(self._summed("sum", dims), dims, keepdim, dtype)
 
     def mean(self, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None, axis: Dims = None) -> Tensor:
-        """dim = -2: Σ_i A_ij / queries; dim = -1: Σ_j A_ij / keys; other dimensions as in `sum`."""
+        """dim = -2: Σ_i A_ij / queries; dim = -1: Σ_j A_ij / keys; other dimensions as in `sum`.
+
+        >>> S.mean(-2)
+        tensor([0.4583, 0.3750, 0.1667])
+        """
         dims = checks.dimensions("mean", dim if axis is None else axis, self.ndim)
         return _shaped(self._summed("mean", dims) / math.prod([self.shape[d] for d in dims]), dims, keepdim, dtype)
 
     def amax(self, dim: Dims = None, keepdim: bool = False, *, axis: Dims = None) -> Tensor:
-        """dim = -1: the largest weight of each query; dim = -2: that of each key; both, or None: that of each head, of all."""
+        """dim = -1: the largest weight of each query; dim = -2: that of each key; both, or None: that of each head, of all.
+
+        >>> S.amax(-1), S.amax(-2)
+        (tensor([1.0000, 0.7500, 0.5000]), tensor([1.0000, 0.7500, 0.5000]))
+        """
         dims = checks.dimensions("amax", dim if axis is None else axis, self.ndim)
         if KEYS in dims:
             largest = self._one(Max()).values[..., None]
@@ -85,11 +99,19 @@ class TensorLike(Lazy):
         return _shaped(largest.amax(rest, keepdim=True) if rest else largest, dims, keepdim)
 
     def argmax(self, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None) -> Tensor:
-        """dim = -1: the key of the largest weight of each query, -1 in an empty row; see `readouts.Max`."""
+        """dim = -1: the key of the largest weight of each query, -1 in an empty row; see `readouts.Max`.
+
+        >>> S.argmax(-1)
+        tensor([0, 1, 2])
+        """
         return self._strongest("argmax", dim if axis is None else axis, keepdim).indices
 
     def max(self, dim: int | None = None, keepdim: bool = False) -> Any:
-        """dim = -1: the largest weight of each query and its key, see `readouts.Max`; None: the largest weight of all."""
+        """dim = -1: the largest weight of each query and its key, see `readouts.Max`; None: the largest weight of all.
+
+        >>> S.max(-1).values
+        tensor([1.0000, 0.7500, 0.5000])
+        """
         return self.amax() if dim is None else self._strongest("max", dim, keepdim)
 
     def _strongest(self, operation: str, dim: int | None, keepdim: bool) -> Strongest:
@@ -126,27 +148,50 @@ class TensorLike(Lazy):
     # -- the same matrix --
 
     def detach(self) -> Attention:
-        """The same matrix as a constant."""
+        """The same matrix as a constant.
+
+        >>> B = regard.attention(q.clone().requires_grad_(), k)
+        >>> B.requires_grad, B.detach().requires_grad
+        (True, False)
+        """
         return self._with(self.call.constant())
 
     @property
     def requires_grad(self) -> bool:
-        """Whether answers can be differentiated."""
+        """Whether answers can be differentiated.
+
+        >>> A.requires_grad, regard.attention(q.clone().requires_grad_(), k).requires_grad
+        (False, True)
+        """
         with torch.enable_grad():
             return self.call.differentiable
 
     def contiguous(self, **_: Any) -> Attention:
-        """Itself."""
+        """Itself.
+
+        >>> A.contiguous() is A
+        True
+        """
         return self._self
 
     def clone(self, **_: Any) -> Attention:
-        """The same matrix on tensors of its own, which changes of query and key in place do not reach."""
+        """The same matrix on tensors of its own, which changes of query and key in place do not reach.
+
+        >>> x = torch.ones(3, 1)
+        >>> B = regard.attention(x, x).clone()
+        >>> x += 1
+        >>> B.logsumexp().exp().round(decimals=2)
+        tensor([8.1500, 8.1500, 8.1500])
+        """
         return self._changed(Tensor.clone)
 
     def to(self, *args: Any, **kwargs: Any) -> Attention:
         """The same matrix on another device or in a wider dtype. Takes what Tensor.to takes.
 
         Weights of float16 and bfloat16 inputs are computed in float32 in any case: `float()` changes A.dtype alone.
+
+        >>> A.to(torch.float64).dtype
+        torch.float64
         """
         copy = kwargs.pop("copy", False)
         try:
@@ -160,31 +205,59 @@ class TensorLike(Lazy):
         return moved if dtype is None else moved._widened(dtype)
 
     def cpu(self) -> Attention:
-        """On the CPU; see `to`."""
+        """On the CPU; see `to`.
+
+        >>> A.cpu().device
+        device(type='cpu')
+        """
         return self.to("cpu")
 
     def cuda(self, device: Any = None) -> Attention:
-        """On that CUDA device, or the current one; see `to`."""
+        """On that CUDA device, or the current one; see `to`.
+
+        >>> (A.cuda() if torch.cuda.is_available() else A).shape
+        torch.Size([2, 4, 6, 6])
+        """
         return self.to("cuda" if device is None else device)
 
     def float(self) -> Attention:
-        """In float32: the same weights."""
+        """In float32: the same weights.
+
+        >>> regard.attention(q.half(), k.half()).float().dtype
+        torch.float32
+        """
         return self.to(torch.float32)
 
     def double(self) -> Attention:
-        """In float64: weights computed from query and key in float64."""
+        """In float64: weights computed from query and key in float64.
+
+        >>> A.double().entropy().dtype
+        torch.float64
+        """
         return self.to(torch.float64)
 
     def half(self) -> Attention:
-        """The same, if it is float16 already; Unsupported for others, whose weights would change."""
+        """The same, if it is float16 already; Unsupported for others, whose weights would change.
+
+        >>> regard.attention(q.half(), k.half()).half().dtype
+        torch.float16
+        """
         return self.to(torch.float16)
 
     def bfloat16(self) -> Attention:
-        """The same, if it is bfloat16 already; Unsupported for others, whose weights would change."""
+        """The same, if it is bfloat16 already; Unsupported for others, whose weights would change.
+
+        >>> regard.attention(q.bfloat16(), k.bfloat16()).bfloat16().dtype
+        torch.bfloat16
+        """
         return self.to(torch.bfloat16)
 
     def type(self, dtype: torch.dtype) -> Attention:
-        """In that dtype; see `to`."""
+        """In that dtype; see `to`.
+
+        >>> A.type(torch.float64).dtype
+        torch.float64
+        """
         return self.to(dtype)
 
     def _widened(self, dtype: torch.dtype) -> Attention:
@@ -223,13 +296,21 @@ class TensorLike(Lazy):
     # -- its dimensions --
 
     def squeeze(self, dim: Dims = None) -> Any:
-        """Without dimensions of size 1: lazy where batch rows or heads go, numbers where queries or keys do."""
+        """Without dimensions of size 1: lazy where batch rows or heads go, numbers where queries or keys do.
+
+        >>> A[:1].squeeze(0).shape
+        torch.Size([4, 6, 6])
+        """
         dims = checks.dimensions("squeeze", dim, self.ndim)
         gone = [n == 1 and d - self.ndim in dims for d, n in enumerate(self.shape)]
         return self[tuple(0 if g else slice(None) for g in gone)] if any(gone) else self
 
     def unsqueeze(self, dim: int) -> Attention:
-        """With one more batch dimension, of size 1."""
+        """With one more batch dimension, of size 1.
+
+        >>> A.unsqueeze(0).shape
+        torch.Size([1, 2, 4, 6, 6])
+        """
         place, batch = checks.dimension("unsqueeze", dim, self.ndim + 1) + self.ndim + 1, self.layout.batch
         if place > len(batch):
             raise checks.Unsupported(
@@ -239,7 +320,11 @@ class TensorLike(Lazy):
         return self._with(self.call, replace(self.layout, batch=(*batch[:place], 1, *batch[place:])))
 
     def transpose(self, dim0: int, dim1: int) -> Any:
-        """A.mT, where the dimensions are queries and keys."""
+        """A.mT, where the dimensions are queries and keys.
+
+        >>> S.transpose(-1, -2) @ torch.ones(3)
+        tensor([1.3750, 1.1250, 0.5000])
+        """
         dims = {checks.dimension("transpose", dim, self.ndim) for dim in (dim0, dim1)}
         if dims == {QUERIES, KEYS}:
             return self.mT
@@ -254,23 +339,41 @@ class TensorLike(Lazy):
 
     @property
     def T(self) -> Any:
-        """A.mT of a matrix without heads."""
+        """A.mT of a matrix without heads.
+
+        >>> S.T @ torch.ones(3)
+        tensor([1.3750, 1.1250, 0.5000])
+        """
         return self.mT if self.ndim == 2 else self._missing("T")
 
     # -- products by name, and the stored matrix --
 
     def matmul(self, other: Tensor) -> Tensor:
-        """A @ other."""
+        """A @ other.
+
+        >>> S.matmul(torch.tensor([0.0, 4.0, 8.0]))
+        tensor([0.0000, 3.0000, 5.5000])
+        """
         return self @ other
 
     bmm = mm = mv = matmul
 
     def numpy(self, *, force: bool = False) -> Any:
-        """The stored matrix for NumPy, under the guard of to_dense."""
+        """The stored matrix for NumPy, under the guard of to_dense.
+
+        >>> S.numpy().round(3)
+        array([[1.   , 0.   , 0.   ],
+               [0.25 , 0.75 , 0.   ],
+               [0.125, 0.375, 0.5  ]], dtype=float32)
+        """
         return self.to_dense().numpy(force=force)
 
     def tolist(self) -> list[Any]:
-        """The stored matrix as lists, under the guard of to_dense."""
+        """The stored matrix as lists, under the guard of to_dense.
+
+        >>> [[round(weight, 3) for weight in row] for row in S.tolist()]
+        [[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.125, 0.375, 0.5]]
+        """
         return self.to_dense().tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:

@@ -16,7 +16,12 @@ from regard.readouts.base import Parts, Readout
 
 
 class Backend(ABC):
-    """Answers questions about a call, differentiably."""
+    """Answers questions about a call, differentiably.
+
+    >>> tiled = regard.backends.BACKENDS["tiled"]()
+    >>> isinstance(tiled, regard.backends.Backend), tiled.why_not(A.call)
+    (True, [])
+    """
 
     name: ClassVar[str]
     about: ClassVar[str]

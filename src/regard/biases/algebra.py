@@ -20,7 +20,11 @@ from regard import checks
 
 
 class Bias(ABC):
-    """Numbers that are added to the scores, after scale and softcap; -inf hides the pair."""
+    """Numbers that are added to the scores, after scale and softcap; -inf hides the pair.
+
+    >>> biases.alibi(4) + biases.relative(torch.zeros(4, 7))
+    alibi(4) + relative(4×7, clipped())
+    """
 
     @abstractmethod
     def adds(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
@@ -28,6 +32,10 @@ class Bias(ABC):
 
         The indices are those of the whole matrix: batch (b, 1, 1, 1), head (h, 1, 1), query (r, 1), key (c,), and
         position = query + offset, the place of the query among the keys, (r, 1) or (b, 1, r, 1).
+
+        >>> zero, i, j = torch.tensor(0), torch.arange(3)[:, None], torch.arange(3)
+        >>> biases.dense(torch.arange(9.0).reshape(3, 3)).adds(zero, zero, i, j, i)[2]
+        tensor([6., 7., 8.])
         """
 
     @abstractmethod
@@ -41,35 +49,71 @@ class Bias(ABC):
         grad: Tensor,
         gradients: Sequence[Tensor],
     ) -> None:
-        """Adds a tile's share to the gradients of `tensors()`, given grad = dL/dscore, (b, h, r, c), 0 at hidden pairs."""
+        """Adds a tile's share to the gradients of `tensors()`, given grad = dL/dscore, (b, h, r, c), 0 at hidden pairs.
+
+        >>> i, j, zero = torch.arange(2)[:, None], torch.arange(2), torch.zeros(1, 1, 1, 1).long()
+        >>> gradient = torch.zeros(1, 3)
+        >>> biases.relative(torch.zeros(1, 3)).pull(zero, zero[0], i, j, i, torch.ones(1, 1, 2, 2), [gradient])
+        >>> gradient
+        tensor([[1., 2., 1.]])
+        """
 
     @abstractmethod
     def misfits(self, batch: int, heads: int, queries: int, keys: int, positions: tuple[int, int]) -> list[str]:
-        """Why it does not fit a matrix of that size; positions = the least and the greatest position of a query."""
+        """Why it does not fit a matrix of that size; positions = the least and the greatest position of a query.
+
+        >>> biases.alibi(4).misfits(1, 8, 6, 6, (0, 5))
+        ['alibi has 4 slopes and the matrix 8 heads']
+        """
 
     @property
     @abstractmethod
     def expression(self) -> str:
-        """The bias as one would write it."""
+        """The bias as one would write it.
+
+        >>> biases.alibi(4).expression
+        'alibi(4)'
+        """
 
     def parts(self) -> tuple[Bias, ...]:
-        """The biases whose sum it is."""
+        """The biases whose sum it is.
+
+        >>> (biases.alibi(4) + biases.relative(torch.zeros(4, 7))).parts()
+        (alibi(4), relative(4×7, clipped()))
+        """
         return (self,)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor inside, always in the same order."""
+        """Every tensor inside, always in the same order.
+
+        >>> biases.alibi(4).tensors(), biases.alibi(torch.ones(2)).tensors()
+        ((), (tensor([1., 1.]),))
+        """
         return ()
 
     def with_tensors(self, *tensors: Tensor) -> Bias:
-        """The same bias with other tensors in the place of its own; they are not checked."""
+        """The same bias with other tensors in the place of its own; they are not checked.
+
+        >>> biases.alibi(torch.ones(2)).with_tensors(torch.zeros(2)).tensors()
+        (tensor([0., 0.]),)
+        """
         return self
 
     def change(self, *changes: Tensor) -> Bias | None:
-        """How what it adds changes with its tensors, in which it is linear; None: it has none, and does not change."""
+        """How what it adds changes with its tensors, in which it is linear; None: it has none, and does not change.
+
+        >>> step = biases.relative(torch.zeros(4, 7)).change(torch.ones(4, 7))
+        >>> step, biases.alibi(4).change()
+        (relative(4×7, clipped()), None)
+        """
         return self.with_tensors(*changes) if changes else None
 
     def to(self, device: torch.device | str) -> Bias:
-        """The same bias with its tensors on that device."""
+        """The same bias with its tensors on that device.
+
+        >>> biases.alibi(torch.ones(2)).to("cpu")
+        alibi(slopes of 2)
+        """
         return self.with_tensors(*(t.to(device) for t in self.tensors()))
 
     def __add__(self, other: object) -> Bias:

@@ -20,7 +20,14 @@ causal: Mask = Causal()
 
 
 def causal_from(start: int) -> Mask:
-    """Key j may be seen by query i if j ≤ i + start, whatever the matrix's own offset."""
+    """Key j may be seen by query i if j ≤ i + start, whatever the matrix's own offset.
+
+    >>> print(masks.causal_from(1).draw(3, 5))
+    ■ ■ · · ·
+    ■ ■ ■ · ·
+    ■ ■ ■ ■ ·
+    3 queries × 5 keys
+    """
     return CausalFrom(checks.reach("causal_from", "start", start, least=-checks.FARTHEST))
 
 
@@ -29,18 +36,41 @@ def window(left: int, right: int | None = None) -> Mask:
 
     A sliding window of w keys, the last one the query's own (`sliding_window = w` in Hugging Face configurations), is
     ``causal & window(w - 1, 0)``.
+
+    >>> print(masks.window(1).draw(5, 5))
+    ■ ■ · · ·
+    ■ ■ ■ · ·
+    · ■ ■ ■ ·
+    · · ■ ■ ■
+    · · · ■ ■
+    5 queries × 5 keys
     """
     left = checks.reach("window", "left", left)
     return Window(left, left if right is None else checks.reach("window", "right", right))
 
 
 def prefix(n: int) -> Mask:
-    """Key j may be seen if j < n: the first keys, which everyone sees (``window(w) | prefix(4)`` keeps four sinks)."""
+    """Key j may be seen if j < n: the first keys, which everyone sees (``window(w) | prefix(4)`` keeps four sinks).
+
+    >>> print((masks.causal & (masks.window(1, 0) | masks.prefix(1))).draw(5, 5))
+    ■ · · · ·
+    ■ ■ · · ·
+    ■ ■ ■ · ·
+    ■ · ■ ■ ·
+    ■ · · ■ ■
+    5 queries × 5 keys
+    """
     return Prefix(checks.reach("prefix", "n", n))
 
 
 def padding(lengths: int | Sequence[int] | Tensor | None = None, *, keep: Tensor | None = None) -> Mask:
-    """Key j may be seen if j < lengths of its batch row, or if keep, shape (batch, keys) or (keys,), marks it True."""
+    """Key j may be seen if j < lengths of its batch row, or if keep, shape (batch, keys) or (keys,), marks it True.
+
+    >>> lengths = masks.padding([2, 3])
+    >>> keep = masks.padding(keep=torch.tensor([[True, True, False], [True, True, True]]))
+    >>> lengths.to_dense(3, 3, batch=2).equal(keep.to_dense(3, 3, batch=2))
+    True
+    """
     if (lengths is None) == (keep is None):
         raise TypeError("padding: give lengths or keep, one of the two")
     if keep is not None:
@@ -55,7 +85,12 @@ def padding(lengths: int | Sequence[int] | Tensor | None = None, *, keep: Tensor
 
 
 def dense(tensor: Tensor) -> Mask:
-    """A boolean tensor, broadcastable to (batch, heads, queries, keys); True = may attend."""
+    """A boolean tensor, broadcastable to (batch, heads, queries, keys); True = may attend.
+
+    >>> masks.dense(torch.tensor([[True, False], [True, True]])).to_dense(2, 2)
+    tensor([[[[ True, False],
+              [ True,  True]]]])
+    """
     return Dense(Held(checks.boolean_mask("dense", tensor, most=4)))
 
 
@@ -64,5 +99,11 @@ def where(fn: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Mask:
 
     query is the raw row number i, not its position among the keys. Nothing is known of a function before it is called,
     so every tile is computed.
+
+    >>> even = masks.where(lambda batch, head, query, key: key % 2 == 0)
+    >>> print(even.draw(2, 6))
+    ■ · ■ · ■ ·
+    ■ · ■ · ■ ·
+    2 queries × 6 keys
     """
     return Where(checks.function("where", fn))

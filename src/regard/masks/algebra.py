@@ -70,7 +70,17 @@ def version(tensor: Tensor) -> int:
 
 
 class Mask(ABC):
-    """A set of (batch, head, query, key) pairs that may meet."""
+    """A set of (batch, head, query, key) pairs that may meet.
+
+    >>> mask = masks.causal & ~masks.window(1, 0)
+    >>> print(mask.draw(5, 5))
+    · · · · ·
+    · · · · ·
+    ■ · · · ·
+    ■ ■ · · ·
+    ■ ■ ■ · ·
+    5 queries × 5 keys
+    """
 
     @abstractmethod
     def _allows(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, position: Tensor) -> Tensor:
@@ -78,37 +88,73 @@ class Mask(ABC):
 
     @abstractmethod
     def box(self, box: Box) -> Kinds:
-        """EMPTY, FULL or MIXED for each rectangle. EMPTY and FULL are never wrong; MIXED may be cautious."""
+        """EMPTY, FULL or MIXED for each rectangle. EMPTY and FULL are never wrong; MIXED may be cautious.
+
+        >>> from regard.masks.algebra import EMPTY, MIXED, Box
+        >>> first, last = np.array([0, 0]), np.array([3, 3])
+        >>> boxes = Box([0], [0], first, last, np.array([0, 4]), np.array([3, 7]), 0, 0)
+        >>> masks.causal.box(boxes).tolist() == [MIXED, EMPTY]
+        True
+        """
 
     @property
     @abstractmethod
     def expression(self) -> str:
-        """The mask as one would write it."""
+        """The mask as one would write it.
+
+        >>> (masks.causal & ~masks.window(2)).expression
+        'causal & ~window(2)'
+        """
 
     @property
     def extent(self) -> tuple[int, int]:
-        """A number of (queries, keys) at which a picture shows what the mask does, parts aside."""
+        """A number of (queries, keys) at which a picture shows what the mask does, parts aside.
+
+        >>> masks.causal.extent, masks.documents([0, 0, 1, 1, 1]).extent
+        ((8, 8), (5, 5))
+        """
         return (8, 8)
 
     def extents(self) -> list[tuple[int, int]]:
-        """The extents of all that the mask is made of."""
+        """The extents of all that the mask is made of.
+
+        >>> (masks.causal & masks.documents([0, 0, 1])).extents()
+        [(8, 8), (3, 3)]
+        """
         return [size for part in self.parts() for size in part.extents()] or [self.extent]
 
     def parts(self) -> tuple[Mask, ...]:
-        """The masks that this one is made of."""
+        """The masks that this one is made of.
+
+        >>> len((masks.causal | masks.prefix(2)).parts())
+        2
+        """
         return ()
 
     @property
     def opaque(self) -> bool:
-        """Whether something in it can only be known by looking at every pair."""
+        """Whether something in it can only be known by looking at every pair.
+
+        >>> even = masks.where(lambda batch, head, query, key: key % 2 == 0)
+        >>> masks.causal.opaque, (masks.causal & even).opaque
+        (False, True)
+        """
         return any(part.opaque for part in self.parts())
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor inside."""
+        """Every tensor inside.
+
+        >>> masks.causal.tensors(), len(masks.documents([0, 0, 1]).tensors())
+        ((), 1)
+        """
         return tuple(t for part in self.parts() for t in part.tensors())
 
     def misfits(self, batch: int | None, heads: int | None, queries: int, keys: int) -> list[str]:
-        """Why the mask cannot lie on a matrix of that size, None being any; empty if it can."""
+        """Why the mask cannot lie on a matrix of that size, None being any; empty if it can.
+
+        >>> masks.documents([0, 0, 1, 1, 1]).misfits(1, 1, 5, 7)
+        ['documents has 5 ids and the matrix 7 keys']
+        """
         return [m for part in self.parts() for m in part.misfits(batch, heads, queries, keys)]
 
     def allows(
@@ -122,6 +168,9 @@ class Mask(ABC):
         """Whether each (batch, head, query, key) may meet, on broadcastable integer tensors.
 
         offset is the position of query 0 among the keys: an int, or one per batch row, shape (batch,).
+
+        >>> masks.causal.allows(0, 0, query=2, key=torch.arange(4))
+        tensor([ True,  True,  True, False])
         """
         tensors = (*self.tensors(), *(x for x in (batch, head, query, key, offset) if isinstance(x, Tensor)))
         device = tensors[0].device if tensors else None
@@ -134,7 +183,13 @@ class Mask(ABC):
             checks.not_looked_up(error, self.expression, (b, h, i, j, shift))
 
     def to_dense(self, queries: int, keys: int, batch: int = 1, heads: int = 1, offset: int | Tensor | None = None) -> Tensor:
-        """The mask as booleans, shape (batch, heads, queries, keys). offset None = keys - queries."""
+        """The mask as booleans, shape (batch, heads, queries, keys). offset None = keys - queries.
+
+        >>> (masks.causal & masks.padding(2)).to_dense(3, 3)[0, 0].long()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [1, 1, 0]])
+        """
         sizes = {"queries": queries, "keys": keys, "batch": batch, "heads": heads}
         queries, keys, batch, heads = (checks.whole_number("to_dense", name, n) for name, n in sizes.items())
         checks.mask_lies_on("to_dense", self, batch, heads, queries, keys)
@@ -144,7 +199,11 @@ class Mask(ABC):
         return self.allows(b, h, i, j, shift.to(device) if isinstance(shift, Tensor) else shift).contiguous()
 
     def to(self, device: torch.device | str) -> Mask:
-        """The same mask with its tensors on that device; itself if they are there already. A function stays as it is."""
+        """The same mask with its tensors on that device; itself if they are there already. A function stays as it is.
+
+        >>> masks.causal.to("cpu") is masks.causal
+        True
+        """
         moved = {name: _to(part, device) for name, part in vars(self).items()}
         if all(moved[name] is part for name, part in vars(self).items()):
             return self
@@ -153,7 +212,17 @@ class Mask(ABC):
         return mask
 
     def draw(self, queries: int, keys: int, offset: int | None = None, cells: int = 16) -> str:
-        """A picture in text: ■ all pairs of the cell may meet, ▒ some, · none (batch row 0, head 0)."""
+        """A picture in text: ■ all pairs of the cell may meet, ▒ some, · none (batch row 0, head 0).
+
+        >>> print(masks.causal.draw(4096, 4096, cells=6))
+        ▒ · · · · ·
+        ■ ▒ · · · ·
+        ■ ■ ▒ · · ·
+        ■ ■ ■ ▒ · ·
+        ■ ■ ■ ■ ▒ ·
+        ■ ■ ■ ■ ■ ▒
+        4096 queries × 4096 keys, one cell = 683 × 683
+        """
         from regard.picture import draw_mask
 
         queries, keys = (checks.whole_number("draw", name, n) for name, n in (("queries", queries), ("keys", keys)))

@@ -147,7 +147,16 @@ def _spans(sides: Sequence[NDArray[np.integer]]) -> tuple[Spans, Spans]:
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """`documents(ids)`, and `documents.from_cu_seqlens(cu_seqlens)`."""
+    """`documents(ids)`, and `documents.from_cu_seqlens(cu_seqlens)`.
+
+    >>> print((masks.causal & masks.documents([0, 0, 1, 1, 1])).draw(5, 5))
+    ■ · · · ·
+    ■ ■ · · ·
+    · · ■ · ·
+    · · ■ ■ ·
+    · · ■ ■ ■
+    5 queries × 5 keys
+    """
 
     def __call__(self, ids: Tensor | Sequence[int], query_ids: Tensor | Sequence[int] | None = None) -> Mask:
         """Key j may be seen from position p if ids[j] = ids[p]; a query whose position lies outside the keys sees nothing.
@@ -155,6 +164,10 @@ class PackedDocuments:
         ids, integers of shape (keys,) or (batch, keys), need not be sorted. For packed cross-attention, query_ids, shape
         (queries,) or (batch, queries), names the document of each query: key j may be seen by query i if ids[j] =
         query_ids[i], whatever the offset.
+
+        >>> masks.documents([0, 0, 1], query_ids=[1, 0]).to_dense(2, 3)[0, 0].long()
+        tensor([[0, 0, 1],
+                [1, 1, 0]])
         """
         keys = Held(checks.ids("documents", "ids", ids))
         if query_ids is None:
@@ -169,6 +182,10 @@ class PackedDocuments:
         """The mask of one row of packed documents, given where each begins and the last one ends: [0, 3, 10] is 3 + 7 keys.
 
         query_cu_seqlens does the same for the queries of packed cross-attention.
+
+        >>> packed = masks.documents([0, 0, 1, 1, 1])
+        >>> masks.documents.from_cu_seqlens([0, 2, 5]).to_dense(5, 5).equal(packed.to_dense(5, 5))
+        True
         """
         keys = checks.cu_seqlens("cu_seqlens", cu_seqlens)
         if query_cu_seqlens is None:

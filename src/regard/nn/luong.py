@@ -31,7 +31,7 @@ class LuongSequenceToSequence(AttentiveDecoding):
     Args:
         source_vocabulary, target_vocabulary: how many tokens there are on either side.
         dim: the size of an embedding. hidden: of a hidden state; None = dim. layers: of the encoder and of the decoder.
-        score: a value of `regard.scores`, or a module that makes one; None = the dot product. None is scaled.
+        score: a value of `regard.scores`, or a module that makes one; None = the dot product. Scores have no scale.
         cell: "lstm", or "gru".
         input_feeding: whether what the decoder answered last goes into its next step.
         dropout: the probability with which numbers of embeddings, of outputs and between layers are dropped in training.

@@ -47,6 +47,7 @@ def greedy(model: Searchable, source: Tensor, *, mask: Mask | None = None, begin
         source: (batch, sources). mask: which of its tokens are seen, such as padding(lengths).
         begin, end: the tokens with which a target begins and ends.
 
+    >>> model, source = regard.nn.BahdanauSequenceToSequence(9, 9, 16).eval(), torch.randint(9, (2, 7))
     >>> found = greedy(model, source, begin=1, end=2, limit=10)
     >>> found.scores.shape
     torch.Size([2])
@@ -101,6 +102,7 @@ def beam_search(
 
     Source: Wu et al. 2016, "Google's Neural Machine Translation System", section 7 (without its coverage penalty).
 
+    >>> model, source = regard.nn.BahdanauSequenceToSequence(9, 9, 16).eval(), torch.randint(9, (2, 7))
     >>> found = beam_search(model, source, begin=1, end=2, limit=10, beams=3)
     >>> found.tokens.shape[0], found.scores.shape
     (2, torch.Size([2]))

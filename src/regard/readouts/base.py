@@ -24,7 +24,14 @@ State = Any
 
 @dataclass(frozen=True)
 class Dense:
-    """The whole matrix, as the reference hands it to a readout's definition."""
+    """The whole matrix, as the reference hands it to a readout's definition.
+
+    >>> from regard.backends.reference import dense
+    >>> dense(S.call, None).weights
+    tensor([[[[1.0000, 0.0000, 0.0000],
+              [0.2500, 0.7500, 0.0000],
+              [0.1250, 0.3750, 0.5000]]]])
+    """
 
     call: Call
     scores: Float[Tensor, "batch heads queries keys"]  #: -inf where hidden
@@ -35,7 +42,12 @@ class Dense:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tile lies: slices of the call's batch rows, queries and keys; every head is in it."""
+    """Where a tile lies: slices of the call's batch rows, queries and keys; every head is in it.
+
+    >>> place = regard.readouts.Place(A.call, batch=slice(0, 2), rows=slice(0, 3), columns=slice(0, 4), hidden=None)
+    >>> place.of_rows(A.entropy()).shape, place.of_columns(A.sum(-2)).shape
+    (torch.Size([2, 4, 3]), torch.Size([2, 4, 4]))
+    """
 
     call: Call
     batch: slice
@@ -54,7 +66,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Scored(Place):
-    """A tile in the row sweep. weights = exp(centred), centred = scores - peak, peak the greatest score so far."""
+    """A tile in the row sweep. weights = exp(centred), centred = scores - peak, peak the greatest score so far.
+
+    >>> list(regard.readouts.Scored.__annotations__)
+    ['scores', 'centred', 'weights', 'total', 'rise', 'rescale']
+    """
 
     scores: Float[Tensor, "b h r c"]
     centred: Float[Tensor, "b h r c"]
@@ -66,7 +82,11 @@ class Scored(Place):
 
 @dataclass(frozen=True)
 class Swept:
-    """The end of a row sweep: weights of the matrix are factor · exp(score - peak)."""
+    """The end of a row sweep: weights of the matrix are factor · exp(score - peak).
+
+    >>> list(regard.readouts.Swept.__annotations__)
+    ['call', 'log_sum', 'gap', 'factor']
+    """
 
     call: Call
     log_sum: Float[Tensor, "b h r"]
@@ -76,14 +96,22 @@ class Swept:
 
 @dataclass(frozen=True)
 class Finished(Place):
-    """A tile of exact weights; log_weights is a large negative number where they are 0."""
+    """A tile of exact weights; log_weights is a large negative number where they are 0.
+
+    >>> list(regard.readouts.Finished.__annotations__)
+    ['weights', 'log_weights']
+    """
 
     weights: Float[Tensor, "b h r c"]
     log_weights: Float[Tensor, "b h r c"]
 
 
 class Readout(ABC):
-    """A small frozen value. Subclasses are OnlineReadout or FinishedReadout."""
+    """A small frozen value. Subclasses are OnlineReadout or FinishedReadout.
+
+    >>> TopK(3).name, TopK(3).size(A.call)
+    ('topk', 288)
+    """
 
     answer: ClassVar[type[Any] | None] = None  #: a NamedTuple of the parts; None = one tensor
     differentiable: ClassVar[tuple[bool, ...]] = (True,)  #: per part
@@ -138,7 +166,11 @@ class Readout(ABC):
 
 
 class OnlineReadout(Readout):
-    """Merged while the row sweep runs: it rides the same walk as the output."""
+    """Merged while the row sweep runs: it rides the same walk as the output.
+
+    >>> isinstance(Entropy(), regard.readouts.OnlineReadout), Entropy().sweep
+    (True, 'first')
+    """
 
     sweep = "first"
 
@@ -156,7 +188,11 @@ class OnlineReadout(Readout):
 
 
 class FinishedReadout(Readout):
-    """Given exact weights, once the log-sum-exp is known."""
+    """Given exact weights, once the log-sum-exp is known.
+
+    >>> isinstance(Received(), regard.readouts.FinishedReadout), Received().sweep
+    (True, 'second')
+    """
 
     sweep = "second"
 
@@ -178,7 +214,11 @@ class FinishedReadout(Readout):
 
 
 def rows_of(call: Call) -> int:
-    """Rows of the matrix over all batch rows and heads."""
+    """Rows of the matrix over all batch rows and heads.
+
+    >>> regard.readouts.rows_of(A.call)
+    48
+    """
     batch, heads, queries, _ = call.shape
     return batch * heads * queries
 
@@ -190,5 +230,9 @@ def columns_of(call: Call) -> int:
 
 
 def zeros(call: Call, *shape: int) -> Tensor:
-    """An accumulator of shape (batch, heads, *shape)."""
+    """An accumulator of shape (batch, heads, *shape).
+
+    >>> regard.readouts.zeros(A.call, 6, 3).shape
+    torch.Size([2, 4, 6, 3])
+    """
     return call.query.new_zeros((*call.shape[:2], *shape), dtype=call.dtype)

@@ -14,6 +14,11 @@ class Columns(Lines):
 
     indices: a tuple of integers from 0 to keys - 1. A[…, indices] asks the same for less work; this rides the sweep of
     other questions. Raises TypeError, ValueError, IndexError for indices that are none.
+
+    >>> S.read(Columns((0,))).columns
+    tensor([[1.0000],
+            [0.2500],
+            [0.1250]])
     """
 
     axis: ClassVar[int] = -1

@@ -17,6 +17,9 @@ class Diagonal(FinishedReadout):
     """A[i, p_i + offset], p_i the position of query i among the keys, (batch, heads, queries); 0 outside the matrix.
 
     0 is the token itself, -1 the previous token, 1 the next (the positional heads of Clark et al. 2019).
+
+    >>> S.read(Diagonal(-1)).diagonal
+    tensor([0.0000, 0.2500, 0.3750])
     """
 
     offset: int = 0

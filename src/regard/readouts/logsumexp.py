@@ -15,6 +15,9 @@ class LogSumExp(OnlineReadout):
     """ln Σ_j exp(score_ij) over the visible keys, natural log, (batch, heads, queries); -inf in an empty row.
 
     A part of the keys keeps its parent's: weights are exp(score - log-sum-exp), always.
+
+    >>> S.read(LogSumExp()).logsumexp.exp().round()
+    tensor([1., 4., 8.])
     """
 
     def size(self, call: Call) -> int:

@@ -27,6 +27,11 @@ class Mass(OnlineReadout):
     Raises TypeError for segments that are no integers, ValueError for ones below 0 or from count on, ShapeError where they
     are not one per key, TooLarge above 1 GiB for more segments than keys. Source: the attention to a class of tokens
     ([SEP], the first sentence, …) of Clark et al. 2019, "What Does BERT Look At?".
+
+    >>> S.read(Mass([0, 0, 1])).mass
+    tensor([[1.0000, 0.0000],
+            [1.0000, 0.0000],
+            [0.5000, 0.5000]])
     """
 
     segments: Int[Tensor, "batch_or_1 keys"] = field(repr=False)

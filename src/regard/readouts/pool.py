@@ -21,6 +21,11 @@ class Pool(FinishedReadout):
     cells count as 0; bins without a cell are 0. The gradient of a maximum goes to one of its cells.
 
     bins: a tuple of two integers from 1 on; reduce: 'mean', 'sum' or 'max'. Raises TypeError or ValueError for others.
+
+    >>> S.read(Pool((1, 3), "max")).pool
+    tensor([[1.0000, 0.7500, 0.5000]])
+    >>> A.read(Pool((3, 2))).pool.shape
+    torch.Size([2, 4, 3, 2])
     """
 
     bins: tuple[int, int]

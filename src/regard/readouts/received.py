@@ -12,7 +12,11 @@ from regard.readouts.base import Dense, Finished, FinishedReadout, Parts, column
 
 @dataclass(frozen=True)
 class Received(FinishedReadout):
-    """Σ_i A_ij, (batch, heads, keys): the column sums, H2O's score for keeping a key (Zhang et al. 2023)."""
+    """Σ_i A_ij, (batch, heads, keys): the column sums, H2O's score for keeping a key (Zhang et al. 2023).
+
+    >>> S.read(Received()).received
+    tensor([1.3750, 1.1250, 0.5000])
+    """
 
     def size(self, call: Call) -> int:
         return columns_of(call)

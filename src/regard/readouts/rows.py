@@ -85,6 +85,9 @@ class Rows(Lines):
 
     indices: a tuple of integers from 0 to queries - 1. A[…, indices, :] asks the same for less work; this rides the sweep
     of other questions. Raises TypeError, ValueError, IndexError for indices that are none.
+
+    >>> S.read(Rows((2,))).rows
+    tensor([[0.1250, 0.3750, 0.5000]])
     """
 
     axis: ClassVar[int] = -2

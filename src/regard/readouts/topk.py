@@ -14,7 +14,12 @@ from regard.readouts.base import Dense, Finished, OnlineReadout, Parts, Place, S
 
 
 class Strongest(NamedTuple):
-    """Weights, descending, and the keys they belong to; -1 where there is no further visible key."""
+    """Weights, descending, and the keys they belong to; -1 where there is no further visible key.
+
+    >>> values, indices = S.read(TopK(1)).topk
+    >>> indices[:, 0]
+    tensor([0, 1, 2])
+    """
 
     values: Tensor
     indices: Tensor
@@ -26,6 +31,11 @@ class TopK(OnlineReadout):
 
     Where a row sees fewer keys, the rest is weight 0 and key -1. Keys count within the matrix (or the part) that was asked.
     Raises TooLarge above 1 GiB for more than there are keys.
+
+    >>> S.read(TopK(2)).topk.indices
+    tensor([[ 0, -1],
+            [ 1,  0],
+            [ 2,  1]])
     """
 
     k: int

@@ -10,7 +10,13 @@ from pathlib import Path
 
 
 class NotWritten(OSError):
-    """A file that could not be written; what was there before is untouched."""
+    """A file that could not be written; what was there before is untouched.
+
+    >>> made.save(folder / "nowhere" / "cat.regard.safetensors")
+    Traceback (most recent call last):
+        ...
+    regard.record.files.NotWritten: '...cat.regard.safetensors' cannot be written: there is no directory '...nowhere'.
+    """
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

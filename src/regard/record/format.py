@@ -46,7 +46,12 @@ def encode(record: Record) -> bytes:
 
 
 def load(path: str | Path) -> Record:
-    """Read a record that `Record.save` wrote. Raises `regard.record.BadRecord`, one sentence, if it is not as it was."""
+    """Read a record that `Record.save` wrote. Raises `regard.record.BadRecord`, one sentence, if it is not as it was.
+
+    >>> made.save(folder / "cat.regard.safetensors")
+    >>> regard.load(folder / "cat.regard.safetensors").texts[0].text
+    'The cat sat.'
+    """
     try:
         return decode(Path(path).read_bytes())
     except BadRecord as error:

@@ -22,7 +22,13 @@ LAYER_FIELDS = {"kind": str, "heads": int, "kv_heads": int, "scale": float, "mas
 
 
 class BadRecord(ValueError):
-    """A file that is not a record, or no longer the one that was written."""
+    """A file that is not a record, or no longer the one that was written.
+
+    >>> regard.load(folder / "nothing.regard.safetensors")
+    Traceback (most recent call last):
+        ...
+    regard.record.header.BadRecord: load: '...nothing.regard.safetensors' cannot be read: No such file or directory.
+    """
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """One attention layer: who attends to whom, and how scores are made."""
+    """One attention layer: who attends to whom, and how scores are made.
+
+    >>> made.layers[0].kind, made.layers[0].heads, made.layers[0].mask
+    ('self', 12, 'full')
+    """
 
     kind: str  #: "self": queries and keys are the tokens of one text
     heads: int
@@ -31,7 +35,11 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """One text as the model read it, and what was read out: one entry per token in each tuple."""
+    """One text as the model read it, and what was read out: one entry per token in each tuple.
+
+    >>> made.texts[0].pieces
+    ('[CLS]', 'The', 'cat', 'sat', '.', '[SEP]')
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -52,6 +60,10 @@ class Record:
     """What was read out of a model for some texts: which readouts, per layer and head, with everything that they mean.
 
     Made by `regard.record.record(pretrained, texts)` or read from a file by `regard.load(path)`. It contains the texts.
+
+    >>> made = regard.record.record(regard.pretrained.load(), "The cat sat.")
+    >>> made.readouts
+    ('topk', 'entropy', 'logsumexp', 'distance', 'maximum', 'self', 'previous', 'next', 'first', 'special', 'received', 'pool')
     """
 
     model: str
@@ -69,20 +81,33 @@ class Record:
         return f"Record({self.model!r}, {len(self.layers)} layers of {self.layers[0].heads} heads, {counts} tokens)"
 
     def save(self, path: str | Path) -> None:
-        """Write the record as one safetensors file, whole or not at all; the format is in docs/record-format.md."""
+        """Write the record as one safetensors file, whole or not at all; the format is in docs/record-format.md.
+
+        >>> made.save(folder / "cat.regard.safetensors")
+        >>> regard.load(folder / "cat.regard.safetensors")
+        Record('all-MiniLM-L6-v2', 6 layers of 12 heads, 6 tokens)
+        """
         from regard.record.files import write_whole
         from regard.record.format import encode
 
         write_whole(path, encode(self))
 
     def page(self, path: str | Path, token: str | None = None) -> None:
-        """Write the record as one HTML file that works from disk without network, opened at a token if one is named."""
+        """Write the record as one HTML file that works from disk without network, opened at a token if one is named.
+
+        >>> made.page(folder / "cat.html", token="cat")
+        >>> (folder / "cat.html").read_text()[:15]
+        '<!doctype html>'
+        """
         from regard.view.page import write
 
         write(self, path, token)
 
     def show(self) -> None:
-        """Open the page in a browser, from a temporary file."""
+        """Open the page in a browser, from a temporary file.
+
+        >>> made.show()
+        """
         import tempfile
         import webbrowser
 
@@ -92,13 +117,25 @@ class Record:
             raise Unsupported(f"show: no browser could be opened; the page is {path}.")
 
     def heads(self) -> polars.DataFrame:
-        """The head table: one row per text, layer and head, with the means of the readouts over the queries."""
+        """The head table: one row per text, layer and head, with the means of the readouts over the queries.
+
+        >>> made.heads().select("layer", "head").shape
+        (72, 2)
+        """
         from regard.record.heads import table
 
         return table(self)
 
     def require(self, operation: str, readouts: Sequence[str]) -> None:
-        """Raise `regard.checks.Unsupported`, naming what is missing and the call that adds it, unless all are there."""
+        """Raise `regard.checks.Unsupported`, naming what is missing and the call that adds it, unless all are there.
+
+        >>> made.require("my plot", ["entropy"])
+        >>> few = regard.record.record(regard.pretrained.load(), "The cat sat.", readouts=["entropy"])
+        >>> few.require("my plot", ["received"])
+        Traceback (most recent call last):
+            ...
+        regard.checks.Unsupported: my plot: the record lacks received; read them with regard.record.record(...
+        """
         missing = [name for name in readouts if name not in self.readouts]
         if missing:
             wanted = tuple(name for name in READOUTS if name in {*self.readouts, *missing})

@@ -73,7 +73,15 @@ class Answer:
 
 
 class Mismatch(AssertionError):
-    """An answer outside its budget."""
+    """An answer outside its budget.
+
+    >>> from regard.testing import FAULTS, Case, check
+    >>> case = Case(q, k, v, r=torch.ones(2, 4, 6, 3), mask=masks.causal, scale=None, offset=None, seed=0)
+    >>> check(FAULTS[0], case)
+    Traceback (most recent call last):
+        ...
+    regard.testing.conformance.Mismatch: logsumexp of Case(...): error ..., budget ...
+    """
 
 
 def questions_for(case: Case) -> tuple[Readout, ...]:
@@ -92,7 +100,12 @@ def made_to_measure(case: Case) -> tuple[Readout, ...]:
 
 
 def check(backend: Backend | None, case: Case, questions: Sequence[Readout] | None = None, gradients: bool = True) -> None:
-    """Every answer of the backend (None: those that are chosen), and every gradient, within its budget of the reference."""
+    """Every answer of the backend (None: those that are chosen), and every gradient, within its budget of the reference.
+
+    >>> from regard.testing import Case, check
+    >>> case = Case(q, k, v, r=torch.ones(2, 4, 6, 3), mask=masks.causal, scale=None, offset=None, seed=0)
+    >>> check(regard.backends.BACKENDS["tiled"](), case)
+    """
     questions = questions_for(case) if questions is None else questions
     exact = answers(Reference(), _in(case, torch.float64), questions, gradients)
     plain = answers(Reference(), case, questions, gradients)

@@ -39,7 +39,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Case:
-    """One drawn problem: what goes into regard.attention, and what is asked of it."""
+    """One drawn problem: what goes into regard.attention, and what is asked of it.
+
+    >>> Case(q, k, v, r=torch.zeros(2, 4, 6, 3), mask=masks.causal, scale=None, offset=None, seed=0)
+    Case(q (2, 4, 6, 8), k (2, 2, 6, 8), v (2, 2, 6, 8), r (2, 4, 6, 3), torch.float32, mask=causal, seed=0)
+    """
 
     query: Tensor
     key: Tensor
@@ -92,7 +96,12 @@ class Case:
 
 @st.composite
 def sizes(draw: DrawFn, least: int = 1, most: int = 24) -> Sizes:
-    """Small sizes: odd dims, one query, queries ≠ keys, grouped heads."""
+    """Small sizes: odd dims, one query, queries ≠ keys, grouped heads.
+
+    >>> from hypothesis import find
+    >>> find(sizes(most=8), lambda size: size.keys == 8).keys
+    8
+    """
     small = st.integers(1, 3)
     length = st.integers(least, most)
     return Sizes(
@@ -148,7 +157,13 @@ def leaves(draw: DrawFn, size: Sizes) -> Mask:
 
 
 def drawn_masks(size: Sizes) -> SearchStrategy[Mask]:
-    """Masks under & | ~, recursively."""
+    """Masks under & | ~, recursively.
+
+    >>> from hypothesis import find
+    >>> size = find(sizes(), lambda size: size.queries > 1)
+    >>> find(drawn_masks(size), lambda mask: mask.opaque).opaque
+    True
+    """
     return st.recursive(
         leaves(size),
         lambda inner: st.one_of(
@@ -223,6 +238,10 @@ def cases(draw: DrawFn, /, dtypes: Sequence[torch.dtype] = DTYPES, least: int = 
     """A whole problem: flat, peaked or ascending scores; strided inputs; offsets; shared and grouped values.
 
     plain = the dot product alone; else biases, other scores, softcaps, sinks and dropout are drawn too.
+
+    >>> from hypothesis.strategies import SearchStrategy
+    >>> isinstance(cases(most=8), SearchStrategy)
+    True
     """
     size = draw(sizes(least, most))
     dtype = draw(st.sampled_from(tuple(dtypes)))

@@ -1,0 +1,24 @@
+"""Hugging Face models whose ``outputs.attentions`` are lazy matrices.
+
+Importing this module registers ``attn_implementation="regard"``. With it and ``output_attentions=True`` every element
+of ``outputs.attentions`` (and of encoder, decoder and cross attentions, and of ``generate(...).attentions[step]``) is a
+`regard.Attention`, and neither the weights nor the mask are ever stored.
+"""
+
+from __future__ import annotations
+
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from regard.transformers import decoding, requests
+from regard.transformers.decoding import first_key
+from regard.transformers.layer import attention_forward
+from regard.transformers.lazymask import LazyMask
+from regard.transformers.masking import mask_forward
+from regard.transformers.requests import NAME, require
+
+__all__ = ["NAME", "LazyMask", "attention_forward", "first_key", "mask_forward", "require"]
+
+AttentionInterface.register(NAME, attention_forward)
+AttentionMaskInterface.register(NAME, mask_forward)
+requests.watch()
+decoding.watch()
