@@ -147,16 +147,7 @@ def _spans(sides: Sequence[NDArray[np.integer]]) -> tuple[Spans, Spans]:
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """`documents(ids)`, and `documents.from_cu_seqlens(cu_seqlens)`.
-
-    >>> print((masks.causal & masks.documents([0, 0, 1, 1, 1])).draw(5, 5))
-    ■ · · · ·
-    ■ ■ · · ·
-    · · ■ · ·
-    · · ■ ■ ·
-    · · ■ ■ ■
-    5 queries × 5 keys
-    """
+    """`documents(ids)`, and `documents.from_cu_seqlens(cu_seqlens)`."""
 
     def __call__(self, ids: Tensor | Sequence[int], query_ids: Tensor | Sequence[int] | None = None) -> Mask:
         """Key j may be seen from position p if ids[j] = ids[p]; a query whose position lies outside the keys sees nothing.
