@@ -8,7 +8,7 @@ for the one backward that serves them all, what dL/dA they put on a tile.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from regard.call import Call
+from regard.dropout import Dropout, applied
 
 LEAST = -1e4  # stands for ln 0: far below every logarithm whose weight is not 0
 Parts = tuple[Tensor, ...]  # the tensors of an answer, each (batch, heads, …)
@@ -39,6 +40,10 @@ class Dense:
     log_sum: Float[Tensor, "batch heads queries"]
     seen: Bool[Tensor, "batch heads queries keys"]
 
+    def dropped(self, drop: Dropout | None) -> Tensor:
+        """The weights after dropout."""
+        return self.weights if drop is None else drop.dropped(self.weights, *self.call.pairs()[:4])
+
 
 @dataclass(frozen=True)
 class Place:
@@ -54,6 +59,7 @@ class Place:
     rows: slice
     columns: slice
     hidden: Bool[Tensor, "#b #h #r #c"] | None  #: None where every pair is seen
+    kept: dict[Dropout, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def of_rows(self, tensor: Tensor) -> Tensor:
         """The tile's part of something (batch, heads, queries, …)."""
@@ -62,6 +68,14 @@ class Place:
     def of_columns(self, tensor: Tensor) -> Tensor:
         """The tile's part of something (batch, heads, keys, …)."""
         return tensor[self.batch, :, self.columns]
+
+    def dropped(self, drop: Dropout | None, weights: Float[Tensor, "b h r c"]) -> Float[Tensor, "b h r c"]:
+        """Weights of the tile, or what belongs to them, after dropout."""
+        if drop is None:
+            return weights
+        if drop not in self.kept:
+            self.kept[drop] = drop.words(*self.call.pairs(self.batch, self.rows, self.columns)[:4])
+        return applied(self.kept[drop], weights, drop.rescale)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class Output(OnlineReadout):
 
     value: Float[Tensor, "batch value_heads keys value_dim"]
     drop: Dropout | None = None
+    rounded: bool = True  # to the value's dtype; a backward is better off without
 
     @property
     def operands(self) -> tuple[Tensor, ...]:
@@ -27,17 +28,13 @@ class Output(OnlineReadout):
 
     def with_operands(self, *operands: Tensor) -> Readout:
         (value,) = operands
-        return Output(value, self.drop)
-
-    def dropped(self, place: Place, weights: Tensor) -> Tensor:
-        """Weights, or what belongs to them, after dropout."""
-        return weights if self.drop is None else weights * self.drop.factors(place.call, place.batch, place.rows, place.columns)
+        return Output(value, self.drop, self.rounded)
 
     def size(self, call: Call) -> int:
         return rows_of(call) * self.value.shape[-1]
 
     def dense(self, matrix: Dense) -> Parts:
-        weights = matrix.weights if self.drop is None else matrix.weights * self.drop.factors(matrix.call)
+        weights = matrix.dropped(self.drop)
         value = self.value.to(weights.dtype)
         value = value.repeat_interleave(matrix.weights.shape[1] // max(value.shape[1], 1), dim=1)
         bad = ~torch.isfinite(value)
@@ -51,21 +48,24 @@ class Output(OnlineReadout):
 
     def merge(self, state: Tensor, tile: Scored) -> Tensor:
         value = tile.of_columns(self.value).to(tile.weights.dtype)
-        return state.mul_(tile.rescale[..., None]).add_(average(self.dropped(tile, tile.weights), value, tile.hidden))
+        return state.mul_(tile.rescale[..., None]).add_(average(tile.dropped(self.drop, tile.weights), value, tile.hidden))
 
     def finish(self, state: Tensor, end: Swept) -> Parts:
-        return (state.mul_(end.factor[..., None]).to(self.value.dtype),)
+        output = state.mul_(end.factor[..., None])
+        return (output.to(self.value.dtype) if self.rounded else output,)
 
     def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
         grad = tile.of_rows(grads[0]).to(tile.weights.dtype)
         value = tile.of_columns(self.value).to(tile.weights.dtype)
-        return self.dropped(tile, dots(grad, value))
+        return tile.dropped(self.drop, dots(grad, value))
 
     def delta(self, call: Call, parts: Parts, grads: Parts) -> Tensor | None:
-        if torch.finfo(self.value.dtype).bits < torch.finfo(call.dtype).bits:
+        if torch.finfo(parts[0].dtype).bits < torch.finfo(call.dtype).bits:
             return None  # the output was rounded, and the differences dL/dA - δ would feel it
         return (parts[0].to(call.dtype) * grads[0].to(call.dtype)).sum(-1)
 
     def pull_operands(self, tile: Finished, parts: Parts, grads: Parts, gradients: Parts) -> None:
         grad = tile.of_rows(grads[0]).to(tile.weights.dtype)
-        tile.of_columns(gradients[0]).add_(collect(self.dropped(tile, tile.weights), grad, tile.hidden, self.value.shape[1]))
+        tile.of_columns(gradients[0]).add_(
+            collect(tile.dropped(self.drop, tile.weights), grad, tile.hidden, self.value.shape[1])
+        )

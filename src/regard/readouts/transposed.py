@@ -29,14 +29,11 @@ class Transposed(FinishedReadout):
         (r,) = operands
         return Transposed(r, self.drop)
 
-    def _dropped(self, tile: Finished, weights: Tensor) -> Tensor:
-        return weights if self.drop is None else weights * self.drop.factors(tile.call, tile.batch, tile.rows, tile.columns)
-
     def size(self, call: Call) -> int:
         return columns_of(call) * self.r.shape[-1]
 
     def dense(self, matrix: Dense) -> Parts:
-        weights = matrix.weights if self.drop is None else matrix.weights * self.drop.factors(matrix.call)
+        weights = matrix.dropped(self.drop)
         r = self.r.to(weights.dtype)
         bad = ~torch.isfinite(r)
         clean = weights.mT @ r.masked_fill(bad, 0)
@@ -48,12 +45,12 @@ class Transposed(FinishedReadout):
 
     def add(self, state: Tensor, tile: Finished) -> None:
         r = tile.of_rows(self.r).to(tile.weights.dtype)
-        tile.of_columns(state).add_(collect(self._dropped(tile, tile.weights), r, tile.hidden, tile.weights.shape[1]))
+        tile.of_columns(state).add_(collect(tile.dropped(self.drop, tile.weights), r, tile.hidden, tile.weights.shape[1]))
 
     def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
         grad = tile.of_rows(self.r).to(tile.weights.dtype) @ tile.of_columns(grads[0]).to(tile.weights.dtype).mT
-        return self._dropped(tile, grad)
+        return tile.dropped(self.drop, grad)
 
     def pull_operands(self, tile: Finished, parts: Parts, grads: Parts, gradients: Parts) -> None:
-        share = average(self._dropped(tile, tile.weights), tile.of_columns(grads[0]).to(tile.weights.dtype), tile.hidden)
+        share = average(tile.dropped(self.drop, tile.weights), tile.of_columns(grads[0]).to(tile.weights.dtype), tile.hidden)
         tile.of_rows(gradients[0]).add_(share if self.r.shape[1] == share.shape[1] else share.sum(1, keepdim=True))

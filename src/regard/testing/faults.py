@@ -111,8 +111,9 @@ class _Unshifted(Bias):
 class _Unscaled(Dropout):
     """Dropout that forgets 1 / (1 - p)."""
 
-    def factors(self, *place: Any) -> Tensor:
-        return super().factors(*place).ne(0).to(place[0].dtype)
+    @property
+    def rescale(self) -> float:
+        return 1.0
 
 
 def _undropped(readout: Readout) -> Readout:

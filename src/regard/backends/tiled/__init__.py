@@ -8,7 +8,7 @@ log-sum-exp, hands exact tiles of weights A = exp(S - lse) to the finished reado
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from regard.backends.tiled.second import TWICE, Backward, Spec, once
 from regard.call import Call, dual, transformed
 from regard.plan import lay
 from regard.readouts.base import FinishedReadout, OnlineReadout, Parts, Readout
+from regard.readouts.output import Output
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,20 @@ class _Read(torch.autograd.Function):
     def forward(
         ctx: Any, tiled: Tiled, call: Call, readouts: tuple[Readout, ...], log_sum: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        found = flat(*forward(tiled, call, readouts, log_sum))
+        whole = tuple(replace(r, rounded=False) if isinstance(r, Output) else r for r in readouts)
+        found = flat(*forward(tiled, call, whole, log_sum))
         if log_sum is not None:
             found = (*found[:-1], log_sum.clone())
+        answers, log_sum = split(found, readouts)
+        answers = [(p[0].to(r.value.dtype),) if isinstance(r, Output) else p for r, p in zip(readouts, answers, strict=True)]
+        public = flat(answers, log_sum)
         kinds = [kind for readout in readouts for kind in readout.differentiable]
-        ctx.mark_non_differentiable(*(part for part, kind in zip(found, kinds, strict=False) if not kind))
+        ctx.mark_non_differentiable(*(part for part, kind in zip(public, kinds, strict=False) if not kind))
         ctx.save_for_backward(*found, *tensors)  # through autograd, so that a change in place is noticed
         ctx.spec = Spec(tiled, call.without_tensors(), tuple(r.without_operands() for r in readouts), call.whole is not None)
         ctx.outputs = len(found)
         ctx.set_materialize_grads(False)  # an answer that nobody differentiates costs nothing
-        return found
+        return public
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -86,7 +86,8 @@ def deltas(walk: Walk, asked: list[Asked], log_sum: Tensor) -> Tensor:
 
 def pulled(tile: Finished, asked: list[Asked]) -> Tensor:
     """G = dL/dA on a tile."""
-    grad = torch.zeros_like(tile.weights)
-    for one in asked:
-        grad = grad + one.pull(tile)
+    first, *rest = [one.pull(tile) for one in asked] or [0.0]
+    grad = first if isinstance(first, Tensor) else torch.full_like(tile.weights, first)
+    for more in rest:
+        grad = grad + more
     return grad

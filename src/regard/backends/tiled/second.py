@@ -202,12 +202,12 @@ class _Direction:
         if self.change is None:
             return 0.0
         grad = tile.of_rows(self.grad).to(tile.weights.dtype)
-        return self.readout.dropped(tile, dots(grad, tile.of_columns(self.change).to(tile.weights.dtype)))
+        return tile.dropped(self.readout.drop, dots(grad, tile.of_columns(self.change).to(tile.weights.dtype)))
 
     def add(self, tile: Any, moved: Tensor) -> None:
         """Takes in a tile of A ∘ (dS - μ)."""
         dtype = tile.weights.dtype
-        moved, weights = self.readout.dropped(tile, moved), self.readout.dropped(tile, tile.weights)
+        moved, weights = (tile.dropped(self.readout.drop, t) for t in (moved, tile.weights))
         share = average(moved, tile.of_columns(self.value).to(dtype), tile.hidden)
         if self.change is not None:
             share = share + average(weights, tile.of_columns(self.change).to(dtype), tile.hidden)
