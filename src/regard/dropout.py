@@ -63,7 +63,7 @@ class Dropout:
         state: Any = _mix(self.seed & WORD, self.seed >> 32)
         for index in (batch, head, query):
             state = _mix(state, index)
-        return state  # type: ignore[no-any-return]
+        return state
 
 
 def applied(words: Tensor, weights: Tensor, rescale: float) -> Tensor:

@@ -67,7 +67,7 @@ def of(call: Call, place: Place) -> Place:
 def rows(call: Call, batch: slice, rows: slice) -> Tensor:
     """The queries of a row of tiles, ready to be scored."""
     query = call.query[batch, :, rows].to(call.dtype)
-    return query * call.scale if call.combine is None else query
+    return (query * call.scale if call.combine is None else query).contiguous()
 
 
 def scored(query: Tensor, key: Tensor, place: Place) -> Tile:

@@ -150,6 +150,10 @@ class Readout(ABC):
         operands = self.operands
         return self.with_operands(*(torch.empty_like(t, device="meta") for t in operands)) if operands else self
 
+    def ready(self, call: Call) -> Readout:
+        """The same question for a sweep over tiles, with operands that it can read at once: cast, and contiguous."""
+        return self
+
     def check_unchanged(self) -> None:
         """Raises Changed if something that the question holds was changed in place since it was asked."""
         return

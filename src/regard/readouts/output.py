@@ -20,7 +20,6 @@ class Output(OnlineReadout):
 
     value: Float[Tensor, "batch value_heads keys value_dim"]
     drop: Dropout | None = None
-    rounded: bool = True  # to the value's dtype; a backward is better off without
 
     @property
     def operands(self) -> tuple[Tensor, ...]:
@@ -28,7 +27,10 @@ class Output(OnlineReadout):
 
     def with_operands(self, *operands: Tensor) -> Readout:
         (value,) = operands
-        return Output(value, self.drop, self.rounded)
+        return Output(value, self.drop)
+
+    def ready(self, call: Call) -> Readout:
+        return Output(self.value.to(call.dtype).contiguous(), self.drop)
 
     def size(self, call: Call) -> int:
         return rows_of(call) * self.value.shape[-1]
@@ -51,8 +53,7 @@ class Output(OnlineReadout):
         return state.mul_(tile.rescale[..., None]).add_(average(tile.dropped(self.drop, tile.weights), value, tile.hidden))
 
     def finish(self, state: Tensor, end: Swept) -> Parts:
-        output = state.mul_(end.factor[..., None])
-        return (output.to(self.value.dtype) if self.rounded else output,)
+        return (state.mul_(end.factor[..., None]).to(self.value.dtype),)
 
     def pull(self, tile: Finished, parts: Parts, grads: Parts) -> Tensor:
         grad = tile.of_rows(grads[0]).to(tile.weights.dtype)

@@ -29,6 +29,9 @@ class Transposed(FinishedReadout):
         (r,) = operands
         return Transposed(r, self.drop)
 
+    def ready(self, call: Call) -> Readout:
+        return Transposed(self.r.to(call.dtype).contiguous(), self.drop)
+
     def size(self, call: Call) -> int:
         return columns_of(call) * self.r.shape[-1]
 

@@ -8,7 +8,7 @@ log-sum-exp, hands exact tiles of weights A = exp(S - lse) to the finished reado
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -59,7 +59,7 @@ class Tiled(Backend):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (log_sum, *tensors)):
             found = _Read.apply(self, call, tuple(readouts), log_sum, *tensors)
         else:
-            found = flat(*forward(self, call, readouts, log_sum))
+            found = _public(flat(*forward(self, call, readouts, log_sum)), readouts)
         return split(found, readouts)
 
     def gradients(
@@ -85,13 +85,10 @@ class _Read(torch.autograd.Function):
     def forward(
         ctx: Any, tiled: Tiled, call: Call, readouts: tuple[Readout, ...], log_sum: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        whole = tuple(replace(r, rounded=False) if isinstance(r, Output) else r for r in readouts)
-        found = flat(*forward(tiled, call, whole, log_sum))
+        found = flat(*forward(tiled, call, readouts, log_sum))
         if log_sum is not None:
             found = (*found[:-1], log_sum.clone())
-        answers, log_sum = split(found, readouts)
-        answers = [(p[0].to(r.value.dtype),) if isinstance(r, Output) else p for r, p in zip(readouts, answers, strict=True)]
-        public = flat(answers, log_sum)
+        public = _public(found, readouts)
         kinds = [kind for readout in readouts for kind in readout.differentiable]
         ctx.mark_non_differentiable(*(part for part, kind in zip(public, kinds, strict=False) if not kind))
         ctx.save_for_backward(*found, *tensors)  # through autograd, so that a change in place is noticed
@@ -123,6 +120,13 @@ class _Read(torch.autograd.Function):
         return (None, None, None, -delta if spec.given else None, *wanted)
 
 
+def _public(found: tuple[Tensor, ...], readouts: Sequence[Readout]) -> tuple[Tensor, ...]:
+    """Answers in the dtypes that are promised; a backward is better off with what was not yet rounded."""
+    answers, log_sum = split(found, readouts)
+    cast = [(p[0].to(r.value.dtype),) if isinstance(r, Output) else p for r, p in zip(readouts, answers, strict=True)]
+    return flat(cast, log_sum)
+
+
 def _first(
     spec: Spec,
     answers: list[Parts],
@@ -141,8 +145,10 @@ def _first(
             continue
         sums = tuple(torch.zeros(t.shape, dtype=call.dtype, device=t.device) for t in readout.operands)
         of_operands += sums
-        filled = tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parts, given, strict=True))
-        asked.append(Asked(readout, parts, filled, sums))
+        filled = tuple(
+            torch.zeros_like(p) if g is None else g.to(call.dtype).contiguous() for p, g in zip(parts, given, strict=True)
+        )
+        asked.append(Asked(readout.ready(call), parts, filled, sums))
     into, delta = backward(spec.tiling, call, asked, log_sum, log_sum_grad, spec.given)
     found = (into.query, into.key, *into.parameters, *of_operands)
     return [None if g is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True)], delta

@@ -34,6 +34,7 @@ def forward(tiling: Tiling, call: Call, readouts: Sequence[Readout], log_sum: Te
     """The parts of each answer and the log-sum-exp."""
     with torch.no_grad(), torch.autocast(call.device.type, enabled=False):
         walk = Walk.over(tiling, call)
+        readouts = [readout.ready(call) for readout in readouts]
         online = [r for r in readouts if isinstance(r, OnlineReadout)]
         finished = [r for r in readouts if isinstance(r, FinishedReadout)]
         answers: dict[int, Parts] = {}

@@ -44,11 +44,11 @@ class Walk:
 
     tiling: Tiling
     call: Call
-    key: Tensor  # in the dtype of the computation
+    key: Tensor  # in the dtype of the computation, contiguous: a product of strided tiles would copy them each time
 
     @staticmethod
     def over(tiling: Tiling, call: Call) -> Walk:
-        return Walk(tiling, call, call.key.to(call.dtype))
+        return Walk(tiling, call, call.key.to(call.dtype).contiguous())
 
     def chunks(self) -> Iterator[tuple[slice, Plan]]:
         """Runs of batch rows that fit into a tile together, each with the plan of what they see."""
