@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from regard import masks, scores
+from regard import ShapeError, masks, scores
 from regard.backends import BACKENDS
 from regard.masks import Mask, causal, padding, window
 from regard.nn import Cache, CrossAttention, Decoder, Encoder, SelfAttention, positions
 from regard.nn.positions import Position
 from regard.nn.scores import Additive, Bilinear
+from regard.nn.steps import Memory
 
 Compare = Callable[[int, Tensor, Tensor], Tensor]  # head, query (dim,), key (dim,) -> scaled score
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
@@ -522,3 +523,48 @@ def test_caches_carry_gradients():
     cache = Cache()
     found = torch.cat([layer(new, mask=causal, cache=cache) for new in x.split(1, 1)], 1)
     assert_close(torch.autograd.grad(found.square().sum(), x)[0], wanted)
+
+
+# -- one query at a time ----------------------------------------------------------------------------------------------
+
+ROWS: dict[str, scores.Score | None] = {
+    "none": None,
+    "dot": scores.dot(),
+    "cosine": scores.cosine(0.3),
+    "bilinear": scores.bilinear(draw(6, 6)),
+    "distance": scores.distance(),
+    "additive": scores.additive(draw(6, 7), draw(6, 7), draw(7)),
+    "additive, projected": scores.additive(draw(6, 6), None, draw(6)),
+}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ROWS)
+def test_what_one_query_is_given_is_its_row_of_the_matrix(name, padded):
+    """A decoding computes it without a matrix; output and gradients are those of A @ v."""
+    keep = torch.tensor([[True] * 5, [True, False, True, True, False]]) if padded else None
+    states, query = draw(2, 5, 6).requires_grad_(), draw(2, 1, 6).requires_grad_()
+    memory = Memory(states, states * 1.5, keep, ROWS[name])
+    found, wanted = memory.contexts(query), torch.matmul(memory.matrix(query), states[:, None])[:, 0]
+    assert_close(found, wanted)
+    weight = torch.randn_like(found)
+    got, due = (torch.autograd.grad((y * weight).sum(), (query, states), retain_graph=True) for y in (found, wanted))
+    assert_close(got, due)
+    assert_close(memory.contexts(torch.cat((query, query), 1)), torch.cat((wanted, wanted), 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_row_in_sixteen_bits_is_computed_in_thirty_two(dtype):
+    states, query = draw(2, 5, 6).to(dtype), draw(2, 1, 6).to(dtype)
+    memory = Memory(states, states, None, None)
+    wanted = torch.matmul(memory.matrix(query), states[:, None])[:, 0]
+    assert memory.contexts(query).dtype == dtype
+    assert_close(memory.contexts(query), wanted, rtol=torch.finfo(dtype).eps, atol=1e-3)
+    with torch.autocast("cpu", dtype=dtype):
+        assert_close(memory.contexts(query), wanted, rtol=torch.finfo(dtype).eps, atol=1e-3)
+
+
+def test_a_score_that_does_not_fit_one_query_says_so():
+    memory = Memory(torch.zeros(2, 5, 6), torch.zeros(2, 5, 6), None, scores.bilinear(torch.zeros(3, 6)))
+    with pytest.raises(ShapeError, match="weight of shape"):
+        memory.contexts(torch.zeros(2, 1, 6))

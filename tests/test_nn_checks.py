@@ -1,21 +1,32 @@
-"""Every sentence that a layer can answer with: rule, numbers, shapes."""
+"""Every sentence that a layer can answer with: rule, numbers, shapes. A sentence without a row here fails below."""
 
 from __future__ import annotations
 
+import ast
+import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from regard import ShapeError, TooLarge, Unsupported, nn
 from regard.masks import causal, padding
+from regard.nn.audio import log_mel
 from regard.nn.bahdanau import BahdanauSequenceToSequence
+from regard.nn.heads import SequenceClassifier
+from regard.nn.images import ImageEncoder, Patches
 from regard.nn.luong import LuongSequenceToSequence
 from regard.nn.multihead import MultiheadAttention
+from regard.nn.pooling import Mean
 from regard.nn.recurrent import RecurrentSequenceToSequence, WordByWord
 from regard.nn.scores import Additive, Bilinear
 from regard.nn.searches import beam_search, greedy
+from regard.nn.text import LanguageModel, TokenEmbedding
+from regard.pretrained import Refused
 
 X = torch.randn(2, 5, 8)
 
@@ -136,6 +147,18 @@ POSITIONS = [
         lambda: nn.learned(4, 8)(X),
         "learned: the table has 4 positions, 0 … 3; got tokens up to 4.",
     ),
+    row(
+        ShapeError,
+        lambda: nn.learned(9, 4)(X),
+        "learned: the table and the embeddings must have the same dim; got 4 and 8.",
+    ),
+    row(
+        ShapeError,
+        lambda: nn.Encoder(8, 2, 1, position=nn.alibi(3))(X),
+        "alibi has 3 slopes and the matrix 2 heads",
+    ),
+    row(ValueError, lambda: nn.relative(4, buckets=1), "relative: buckets must be at least 2; got 1."),
+    row(ValueError, lambda: nn.learned(0, 4), "learned: length must be at least 1; got 0."),
 ]
 
 T = torch.randint(5, (2, 4))
@@ -217,7 +240,296 @@ RECURRENT = [
     ),
 ]
 
-NN = [*MULTIHEAD, *POSITIONS, *RECURRENT]
+
+def kept(length: int, rows: int = 2) -> nn.Cache:
+    """A cache of one layer with 2 heads and dim 4, that has seen so many tokens."""
+    cache = nn.Cache()
+    cache.append(torch.zeros(rows, 2, length, 4), torch.zeros(rows, 2, length, 4))
+    return cache
+
+
+INVERTED = (
+    " must be one of regard.masks, True = may attend; got a torch.bool tensor of shape (5, 5). Convert PyTorch's inverted "
+    "masks with regard.masks.from_torch(attn_mask, key_padding_mask), a tensor in which True = may attend with regard.masks."
+)
+HIDDEN = torch.ones(5, 5).triu(1).bool()
+AGAIN = " Start each batch with an empty cache."
+
+LAYERS = [
+    row(ShapeError, lambda: nn.SelfAttention(10, 3), "SelfAttention: dim must be a multiple of heads; got dim 10 and heads 3."),
+    row(ShapeError, lambda: nn.CrossAttention(10, 3), "CrossAttention: dim must be a multiple of heads; got dim 10 and heads"),
+    row(ShapeError, lambda: nn.EncoderLayer(10, 3), "EncoderLayer: dim must be a multiple of heads; got dim 10 and heads 3."),
+    row(ShapeError, lambda: nn.DecoderLayer(10, 3), "DecoderLayer: dim must be a multiple of heads; got dim 10 and heads 3."),
+    row(ShapeError, lambda: nn.Transformer(10, 3), "EncoderLayer: dim must be a multiple of heads; got dim 10 and heads 3."),
+    row(ShapeError, lambda: nn.Bert(dim=10, heads=3), "EncoderLayer: dim must be a multiple of heads; got dim 10 and heads 3."),
+    row(
+        ShapeError,
+        lambda: nn.SelfAttention(12, 4, kv_heads=3),
+        "SelfAttention: heads must be a multiple of kv_heads; got heads 4 and kv_heads 3.",
+    ),
+    row(
+        ShapeError,
+        lambda: nn.SelfAttention(heads=4, kv_heads=2),
+        "SelfAttention: without weights there are as many kv_heads as heads; got 2 and 4.",
+    ),
+    row(ValueError, lambda: nn.SelfAttention(8, 0), "SelfAttention: heads must be at least 1; got 0."),
+    row(ValueError, lambda: nn.SelfAttention(8, 2, kv_heads=0), "SelfAttention: kv_heads must be at least 1; got 0."),
+    row(ValueError, lambda: nn.SelfAttention(0), "SelfAttention: dim must be at least 1; got 0."),
+    row(TypeError, lambda: nn.SelfAttention(8.0), "SelfAttention: dim must be an integer; got 8.0."),
+    row(
+        ValueError,
+        lambda: nn.SelfAttention(norm="rms"),
+        "SelfAttention: without dim there are no weights, and so no norm; got norm='rms'.",
+    ),
+    row(ValueError, lambda: nn.SelfAttention(8, norm="batch"), "norm must be one of 'layer', 'rms'; got 'batch'."),
+    row(
+        ValueError, lambda: nn.EncoderLayer(8, 2, norm="batch"), "EncoderLayer: norm must be one of 'layer', 'rms'; got 'batch'"
+    ),
+    row(ValueError, lambda: nn.EncoderLayer(8, 2, activation="tanh"), "EncoderLayer: activation must be one of 'relu', 'gelu'"),
+    row(ValueError, lambda: nn.gated("tanh"), "gated: activation must be one of 'relu', 'gelu'"),
+    row(ValueError, lambda: nn.EncoderLayer(8, 2, hidden=0), "EncoderLayer: hidden must be at least 1; got 0."),
+    row(ValueError, lambda: nn.Encoder(8, 2, 0), "Encoder: layers must be at least 1; got 0."),
+    row(ValueError, lambda: nn.Decoder(8, 2, 0), "Decoder: layers must be at least 1; got 0."),
+    row(TypeError, lambda: nn.SelfAttention(8, 2)([1.0]), "SelfAttention: x must be a tensor (batch, n, dim); got list."),
+    row(ShapeError, lambda: nn.SelfAttention(6, 2)(X), "SelfAttention: x must be (batch, n, 6); got shape (2, 5, 8)."),
+    row(ShapeError, lambda: nn.SelfAttention()(X[0, 0]), "SelfAttention: x must be (batch, n, dim); got shape (8,)."),
+    row(
+        ShapeError,
+        lambda: nn.CrossAttention(8, 2, memory_dim=6)(X, X),
+        "CrossAttention: memory must be (batch, n, 6); got shape (2, 5, 8).",
+    ),
+    row(
+        ShapeError,
+        lambda: nn.SelfAttention(heads=3)(X),
+        "SelfAttention: the last dimension must be a multiple of heads; got 8 and heads 3.",
+    ),
+    # caches
+    row(
+        ShapeError,
+        lambda: nn.SelfAttention(8, 2)(X, cache=kept(3, rows=4)),
+        "cache: new keys and values must have the batch, the heads and the dim of those that it holds; got (2, 2, 5, 4) after "
+        "(4, 2, 3, 4)." + AGAIN,
+    ),
+    row(
+        ShapeError,
+        lambda: nn.CrossAttention(8, 2)(X, X, cache=kept(3)),
+        "CrossAttention: the cache must hold the keys of this memory; got keys (2, 2, 3, 4) for a memory of shape (2, 5, 8) "
+        "and a batch of (2,)." + AGAIN,
+    ),
+    row(
+        ShapeError, lambda: nn.CrossAttention(8, 2)(X[:1], X[:1], cache=kept(5)), "for a memory of shape (1, 5, 8) and a batch"
+    ),
+    row(
+        ShapeError,
+        lambda: nn.Encoder(8, 2, 2)(X, caches=nn.Encoder(8, 2, 3).caches()),
+        "Encoder: caches must hold one cache for each of 2 layers; got 3. Use .caches().",
+    ),
+    row(
+        ShapeError,
+        lambda: nn.Decoder(8, 2, 2)(X, X, caches=[]),
+        "Decoder: caches must hold one cache for each of 2 layers; got",
+    ),
+    # PyTorch's masks
+    row(TypeError, lambda: nn.SelfAttention(8, 2)(X, mask=HIDDEN), "SelfAttention: mask" + INVERTED),
+    row(TypeError, lambda: nn.CrossAttention(8, 2)(X, X, mask=HIDDEN), "CrossAttention: mask" + INVERTED),
+    row(TypeError, lambda: nn.Encoder(8, 2, 1)(X, mask=HIDDEN), "SelfAttention: mask" + INVERTED),
+    row(TypeError, lambda: nn.Decoder(8, 2, 1)(X, X, memory_mask=HIDDEN), "CrossAttention: mask" + INVERTED),
+    row(TypeError, lambda: nn.Transformer(8, 2, 1)(X, X, source_mask=HIDDEN), "SelfAttention: mask" + INVERTED),
+    row(TypeError, lambda: LanguageModel(5, 8, 2, 1)(T, mask=HIDDEN), "LanguageModel: mask" + INVERTED),
+    row(TypeError, lambda: nn.SelfAttention(8, 2)(X, mask=True), "mask must be one of regard.masks", "got bool."),
+    # dropout
+    *(
+        row(ValueError, lambda make=make, p=p: make(p), f"{make(0.0)._get_name()}: dropout must be {said}; got {p:g}")
+        for make in (
+            lambda p: nn.SelfAttention(8, 2, dropout=p),
+            lambda p: nn.CrossAttention(8, 2, dropout=p),
+            lambda p: nn.EncoderLayer(8, 2, dropout=p),
+            lambda p: nn.DecoderLayer(8, 2, dropout=p),
+            lambda p: WordByWord(8, 2, dropout=p),
+            lambda p: nn.Bert(5, 8, 2, 1, attention_dropout=p),
+        )
+        for p, said in ((1.0, "in [0, 1)"), (-0.1, "a number from 0 to 1"), (1.5, "a number from 0 to 1"))
+    ),
+]
+
+
+def stored(model: Any, *, config: dict[str, Any] | None = None, tensors: Any = None, without: str = "") -> Callable[[], Any]:
+    """Loads a small model from a directory in which something was changed."""
+
+    def load() -> Any:
+        with tempfile.TemporaryDirectory() as directory:
+            place = Path(directory)
+            model(5, 8, 2, 1, positions=6).save_pretrained(place)
+            told = json.loads((place / "config.json").read_text()) | (config or {})
+            (place / "config.json").write_text(json.dumps(told))
+            if tensors is not None:
+                save_file(tensors(load_file(place / "model.safetensors")), place / "model.safetensors")
+            if without:
+                (place / without).unlink()
+            return model.from_pretrained(place)
+
+    return load
+
+
+def renamed(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what is in the first layer, with three tensors that nobody knows."""
+    there = {name: t for name, t in found.items() if ".layer.0." not in name}
+    return there | {f"adapter.{n}": torch.zeros(1) for n in range(3)}
+
+
+def shorter(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    name = next(name for name in found if name.endswith("wpe.weight"))
+    return found | {name: found[name][:4].clone()}
+
+
+PRETRAINED = [
+    row(
+        FileNotFoundError, stored(nn.Bert, without="model.safetensors"), "Bert: ", " has no model.safetensors; a model is saved"
+    ),
+    row(Refused, stored(nn.GPT, without="config.json"), " has no config.json, so it is not a model saved by save_pretrained."),
+    row(
+        Unsupported,
+        stored(nn.Bert, config={"model_type": "roberta"}),
+        "Bert: config.json must be of model_type 'bert'; got 'roberta'. Other architectures can be loaded by transformers",
+    ),
+    row(
+        Unsupported,
+        stored(nn.Bert, config={"hidden_act": "mish"}),
+        "Bert: the activation must be one of gelu, gelu_new, relu, silu; got 'mish'.",
+    ),
+    row(
+        ShapeError,
+        stored(nn.Bert, tensors=renamed),
+        "Bert: the checkpoint must have the model's parameters; 16 missing: encoder.layer.0.attention.output.LayerNorm.bias, ",
+        "and 11 more; 3 foreign: adapter.0, adapter.1, adapter.2.",
+    ),
+    row(
+        ShapeError,
+        stored(nn.GPT, tensors=shorter),
+        "GPT: wpe.weight must make (6, 8); got (4, 8). Is it of this config?",
+    ),
+    row(
+        ShapeError,
+        lambda: nn.Bert(5, 8, 2, 1, positions=3)(T),
+        "Bert: a text may have 3 tokens, one for each position; got 4. Shorten or split it.",
+    ),
+    row(
+        ShapeError, lambda: nn.GPT(5, 8, 2, 1, positions=3)(T), "learned: the table has 3 positions, 0 … 2; got tokens up to 3."
+    ),
+    row(TypeError, lambda: nn.Bert(5, 8, 2, 1)(X), "Bert: tokens must hold tokens, int64 or int32; got torch.float32 of shape"),
+    row(ValueError, lambda: nn.Bert(0), "Bert: vocabulary must be at least 1; got 0."),
+    row(
+        Unsupported,
+        lambda: nn.Bert(5, 8, 2, 1, pooler=False).pool(X),
+        "Bert: this model has no pooler; take the first token, y[:, 0], or the mean of the tokens.",
+    ),
+]
+
+
+def sampled(source: torch.Tensor = T, **given: Any) -> Callable[[], Any]:
+    return lambda: nn.sample(LanguageModel(5, 8, 2, 1), source, **{"limit": 2, **given})
+
+
+def heard(waveform: Any = torch.zeros(2, 800), rate: int = 8000, **given: Any) -> Callable[[], Any]:  # noqa: B008
+    return lambda: log_mel(waveform, rate, **given)
+
+
+WORK = [
+    row(ValueError, sampled(limit=0), "sample: limit must be at least 1; got 0."),
+    row(ValueError, sampled(topk=0), "sample: topk must be at least 1; got 0."),
+    row(ValueError, sampled(temperature=-1.0), "sample: temperature must be at least 0; got -1.0."),
+    row(ShapeError, sampled(T[:, :0]), "sample: a beginning must be (batch, n) with at least one token; got shape (2, 0)."),
+    row(
+        TypeError,
+        lambda: Mean()(X, mask=[5, 3]),
+        "Mean: mask must be one of regard.masks, such as padding(lengths); got list.",
+    ),
+    row(ShapeError, lambda: Mean()(X, mask=padding([5, 3, 1])), "Mean: padding has 3 lengths and the batch 2 rows"),
+    row(
+        IndexError,
+        lambda: TokenEmbedding(3, 4)(torch.tensor([[0, 5]])),
+        "TokenEmbedding: tokens must be from 0 to 2, the vocabulary has 3; got 0 to 5 in shape (1, 2).",
+    ),
+    row(
+        ShapeError,
+        lambda: LanguageModel(5, 8, 2, 1).start(T[0]),
+        "LanguageModel: source must be tokens (batch, n), n = 0 where there are none yet; got shape (4,).",
+    ),
+    row(
+        Unsupported,
+        lambda: LanguageModel(5, 8, 2, 1, mask=None).start(T),
+        "LanguageModel: to write token by token, the model's mask must hide what comes later, as mask=causal does; got None.",
+    ),
+    row(ShapeError, lambda: Patches(3, 8, (2, 2, 2)), "Patches: patch must be one number or two; got (2, 2, 2)."),
+    row(
+        TypeError, lambda: Patches(3, 8, 2)(None), "Patches: images must be a tensor (batch, channels, height, width); got None"
+    ),
+    row(
+        ShapeError,
+        lambda: Patches(3, 8, 2)(torch.zeros(2, 1, 4, 4)),
+        "Patches: images must be (batch, 3, height, width); got shape (2, 1, 4, 4).",
+    ),
+    row(
+        ShapeError,
+        lambda: ImageEncoder(4, 2, 1, 8, 2, 1)(torch.zeros(2, 1, 4, 6)),
+        "ImageEncoder: images must be (batch, 1, 4, 4); got shape (2, 1, 4, 6).",
+    ),
+    row(
+        TypeError,
+        lambda: Patches(1, 8, 2)(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)),
+        "Patches: images must be floats; got torch.uint8. Divide bytes by 255.",
+    ),
+    row(
+        ShapeError,
+        lambda: ImageEncoder(5, 2, 1, 8, 2, 1),
+        "Patches: patch must divide the size of the images; got patch (2, 2), size (5, 5).",
+    ),
+    row(
+        ShapeError,
+        lambda: ImageEncoder(4, 2, 1, 8, 2, 1).on_grid(torch.zeros(3)),
+        "ImageEncoder: there must be one number for each of 4 patches, or 5 with the class token; got shape (3,).",
+    ),
+    row(
+        TypeError,
+        heard(torch.zeros(800, dtype=torch.int16)),
+        "log_mel: waveform must be a tensor of float32 or float64; got torch.int16. Divide 16-bit samples by 32768.",
+    ),
+    row(
+        ShapeError,
+        heard(torch.zeros(2, 0)),
+        "log_mel: waveform must be (…, samples), with one sample at least; got shape (2, 0)",
+    ),
+    row(
+        ValueError,
+        heard(window=1e-4),
+        "log_mel: window must hold two samples and hop one; got 0.0001 s and 0.01 s at 8000 samples per s.",
+    ),
+    row(
+        ValueError,
+        heard(mels=2, low=1000.0, high=1000.01),
+        "log_mel: each of 2 bands from 1000 to 1000.01 Hz must hold a frequency of the transform",
+    ),
+    row(
+        Unsupported,
+        lambda: LanguageModel(5, 8, 2, 1).start(T, causal),
+        "LanguageModel: mask says which tokens there are, as padding(lengths) and padding(keep=…) do, and not who may meet",
+        "; got causal.",
+    ),
+    row(
+        ValueError,
+        sampled(mask=padding([4, 3])),
+        "sample: beginnings of unlike length are padded on the left, so that each ends with a token; the mask hides the last "
+        "one of row 1.",
+    ),
+    row(
+        Unsupported,
+        lambda: SequenceClassifier(LanguageModel(5, 8, 2, 1), 8, 2, pool="body")(T),
+        'SequenceClassifier: pool="body" takes a body that has a method pool, as Bert has; LanguageModel has none.',
+    ),
+    row(ValueError, heard(low=5000.0), "log_mel: 0 ≤ low < high ≤ rate / 2 = 4000 Hz must hold; got low 5000 and high 4000."),
+]
+
+NN = [*MULTIHEAD, *POSITIONS, *RECURRENT, *LAYERS, *PRETRAINED, *WORK]
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -228,3 +540,42 @@ def test_bad_inputs_are_named(kind, call, fragments):
     assert type(refused.value) is kind
     for fragment in fragments:
         assert fragment in str(refused.value)
+
+
+# -- no sentence without a row ----------------------------------------------------------------------------------------
+
+HOME = Path(nn.__file__).parent
+SAYING = sorted(HOME.rglob("*.py"))
+
+
+def sentences(path: Path) -> dict[tuple[Path, int], str]:
+    """Every line of a raise statement, and the function it stands in."""
+    functions = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef)]
+    return {
+        (path, line): f"{path.relative_to(HOME)}: {f.name}, line {n.lineno}"
+        for f in functions
+        for n in ast.walk(f)
+        if isinstance(n, ast.Raise)
+        for line in range(n.lineno, (n.end_lineno or n.lineno) + 1)
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_every_sentence_has_a_row():
+    lines = {place: said for path in SAYING for place, said in sentences(path).items()}
+    assert len(set(lines.values())) > 50
+    silent = set(lines.values())
+    for parameters in NN:
+        with pytest.raises(Exception) as refused:  # noqa: PT011
+            parameters.values[1]()
+        silent -= {lines.get((frame.path, frame.lineno + 1)) for frame in refused.traceback}
+    assert not silent, "sentences that no row of this file brings about"
+
+
+def test_only_checks_says_something():
+    """One module, one voice; and a helper of it that refuses nothing would escape the test above."""
+    assert {said.split(":")[0] for path in SAYING for said in sentences(path).values()} == {"checks.py"}
+    tree = ast.parse((HOME / "checks.py").read_text(encoding="utf-8"))
+    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    saying = {name for name, f in functions.items() if any(isinstance(n, ast.Raise) for n in ast.walk(f))}
+    assert set(functions) == saying | {"_first", "multihead_weights", "sizes"}

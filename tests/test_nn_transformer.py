@@ -367,3 +367,17 @@ def test_arguments_are_shown():
     assert "dim=8, memory_dim=6, heads=4, kv_heads=2, bias=False, dropout=0.1" in layer
     assert layer.count("RMSNorm((2,)") == 4
     assert "activation=gated(activation='silu'), norm_first=True" in repr(Encoder(8, 2, 1, activation=gated(), norm_first=True))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (lambda: torch.nn.TransformerEncoderLayer(16, 4, batch_first=True), lambda: EncoderLayer(16, 4, hidden=2048)),
+        (lambda: torch.nn.TransformerDecoderLayer(16, 4, batch_first=True), lambda: DecoderLayer(16, 4, hidden=2048)),
+    ],
+)
+def test_parameters_come_in_the_order_of_pytorch_so_that_an_optimizer_s_state_fits(theirs, ours):
+    def listed(layer: torch.nn.Module) -> list[tuple[str, torch.Size]]:
+        return [(name, parameter.shape) for name, parameter in layer.named_parameters()]
+
+    assert listed(ours()) == listed(theirs())

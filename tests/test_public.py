@@ -45,7 +45,6 @@ INTERNAL = {  # what other modules of the package use
     "regard.picture": {"draw_mask", "html_of", "png"},
     "regard.pretrained": {"positions"},
     "regard.scores": {"Additive", "Bilinear", "Cosine", "Distance", "Dot"},
-    "regard.transformers": {"LazyMask", "attention_forward", "mask_forward"},
 }
 OPERATORS = {"Attention": ("__matmul__", "__getitem__")}
 

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, masking_utils
 import regard
 import regard.transformers as adapter
 from regard.checks import Unsupported
+from regard.transformers import layer, masking, sparse
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SMALL = {"vocab_size": 50, "max_position_embeddings": 64, **SPECIAL}
@@ -127,10 +128,9 @@ def test_cached_greedy_decoding_equals_eager(name: str, side: str, cache: str) -
         for lazy, dense in zip(layers, wanted.attentions[step], strict=True):
             assert isinstance(lazy, regard.Attention)
             assert lazy.shape == dense.shape
-            if cache == "dynamic":  # a static cache overwrites its keys, and the matrix says so if it is asked later
-                rows = inputs["attention_mask"].bool() if step == 0 else torch.ones(2, 1, dtype=torch.bool)
-                rows = rows[:, None, :].expand(2, 4, -1)
-                same(lazy.to_dense()[rows], dense[rows])
+            rows = inputs["attention_mask"].bool() if step == 0 else torch.ones(2, 1, dtype=torch.bool)
+            rows = rows[:, None, :].expand(2, 4, -1)
+            same(lazy.to_dense()[rows], dense[rows])
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
@@ -200,6 +200,9 @@ FUNCTIONS = {
     "overlay alone": masking_utils.sliding_window_overlay(4),
     "chunked": masking_utils.chunked_causal_mask_function(4, torch.tensor([0, 3])),
     "blocks": masking_utils.or_masks(masking_utils.causal_mask_function, masking_utils.blockwise_overlay(IDS)),
+    "some both ways": masking_utils.and_masks(
+        masking_utils.sliding_window_bidirectional_overlay(9), lambda batch, head, query, key: (query + key) % 3 > 0
+    ),
     "packed": masking_utils.packed_sequence_compatibility_function(masking_utils.causal_mask_function, POSITIONS, IDS),
 }
 SYMBOLIC = ["causal", "bidirectional", "sliding", "sliding both ways", "overlay alone"]
@@ -222,7 +225,7 @@ def test_a_mask_means_what_transformers_means(
         "mask_function": FUNCTIONS[name], "attention_mask": padding, "use_vmap": one_by_one,
     }  # fmt: skip
     wanted = masking_utils.sdpa_mask(**asked, allow_is_causal_skip=False)
-    lazy = adapter.mask_forward(**asked)
+    lazy = masking.mask_forward(**asked)
     assert lazy.shape == wanted.shape
     found = lazy.mask.to_dense(queries, keys, batch=2, offset=lazy.offset)
     assert torch.equal(found, wanted.expand_as(found))
@@ -231,12 +234,27 @@ def test_a_mask_means_what_transformers_means(
 
 
 def test_static_caches_count_in_a_tensor() -> None:
-    lazy = adapter.mask_forward(2, 1, 12, torch.tensor(11), 0)
+    lazy = masking.mask_forward(2, 1, 12, torch.tensor(11), 0)
     assert lazy.offset == 11
 
 
 def test_padding_without_a_gap_is_dropped() -> None:
-    assert adapter.mask_forward(2, 4, 4, attention_mask=torch.ones(2, 4)).mask is regard.masks.causal
+    assert masking.mask_forward(2, 4, 4, attention_mask=torch.ones(2, 4)).mask is regard.masks.causal
+
+
+def test_the_empty_end_of_a_static_cache_is_hidden_by_causal_alone() -> None:
+    """A prompt of 4 and a step in a cache of 12: the same masks as in a cache that grows, which kernels know by name."""
+    keep = torch.tensor([[1] * 4, [0, 0, 1, 1]])
+    assert masking.mask_forward(1, 4, 12, attention_mask=keep[:1]).mask is regard.masks.causal
+    step = masking.mask_forward(1, 1, 12, 3, attention_mask=keep[:1])
+    assert (step.mask, step.offset) == (regard.masks.causal, 3)
+    padded = masking.mask_forward(2, 1, 12, 3, attention_mask=keep)
+    assert padded.mask == regard.masks.causal & ~regard.masks.padding([0, 2])
+    assert (
+        not masking.mask_forward(1, 4, 12, mask_function=FUNCTIONS["bidirectional"], attention_mask=keep[:1])
+        .mask.to_dense(4, 12, offset=0)[..., 4:]
+        .any()
+    )
 
 
 def test_packed_sequences_stay_apart() -> None:
@@ -263,10 +281,10 @@ def test_a_mask_of_four_dimensions_is_taken_as_it_is(kind: str) -> None:
 
 def test_one_tensor_is_one_mask_until_it_changes() -> None:
     added = torch.zeros(1, 1, 3, 3)
-    first, _ = adapter._from_tensor(added)
-    assert adapter._from_tensor(added)[0] is first
+    first, _ = masking.from_tensor(added)
+    assert masking.from_tensor(added)[0] is first
     added[..., 0] = -torch.inf
-    assert not adapter._from_tensor(added)[0].to_dense(3, 3)[..., 0].any()
+    assert not masking.from_tensor(added)[0].to_dense(3, 3)[..., 0].any()
 
 
 def test_numbers_that_do_not_only_hide_are_a_bias() -> None:
@@ -279,7 +297,7 @@ def test_numbers_that_do_not_only_hide_are_a_bias() -> None:
     same(found.last_hidden_state, wanted.last_hidden_state)
     same(found.attentions[1].to_dense(), wanted.attentions[1])
     with pytest.raises(Unsupported, match=r"torch\.int64 does not say what its numbers mean"):
-        adapter._from_tensor(torch.ones(1, 1, 3, 3, dtype=torch.int64))
+        masking.from_tensor(torch.ones(1, 1, 3, 3, dtype=torch.int64))
 
 
 def test_a_position_bias_is_added() -> None:
@@ -318,7 +336,7 @@ class Layer(torch.nn.Module):
 )
 def test_without_a_mask_the_layer_says_whether_it_is_causal(queries: int, is_causal: bool | None, wanted: torch.Tensor) -> None:
     q, k, v = torch.randn(1, 2, queries, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 5)
-    output, weights = adapter.attention_forward(Layer(), q, k, v, None, 0.0, 0.3, is_causal=is_causal)
+    output, weights = layer.attention_forward(Layer(), q, k, v, None, 0.0, 0.3, is_causal=is_causal)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, wanted, scale=0.3)
     same(output, expected.transpose(1, 2))
     assert output.shape == (1, queries, 2, 5)
@@ -328,7 +346,7 @@ def test_without_a_mask_the_layer_says_whether_it_is_causal(queries: int, is_cau
 
 def test_learned_queries_of_batch_one_meet_every_row() -> None:
     q, k = torch.randn(1, 2, 4, 8), torch.randn(3, 2, 6, 8)
-    output, weights = adapter.attention_forward(Layer(), q, k, k, None, is_causal=False)
+    output, weights = layer.attention_forward(Layer(), q, k, k, None, is_causal=False)
     same(output, torch.nn.functional.scaled_dot_product_attention(q.expand(3, -1, -1, -1), k, k).transpose(1, 2))
     assert weights.shape == (3, 2, 4, 6)
 
@@ -338,10 +356,10 @@ def test_learned_queries_of_batch_one_meet_every_row() -> None:
 
 def test_arguments_that_would_change_the_weights_are_refused() -> None:
     x = torch.randn(1, 2, 3, 8)
-    for name in adapter.REFUSED:
-        adapter.attention_forward(Layer(), x, x, x, None, **{name: None})
+    for name in sparse.REFUSED:
+        layer.attention_forward(Layer(), x, x, x, None, **{name: None})
         with pytest.raises(Unsupported, match=f"Layer passes {name} "):
-            adapter.attention_forward(Layer(), x, x, x, None, **{name: torch.ones(2)})
+            layer.attention_forward(Layer(), x, x, x, None, **{name: torch.ones(2)})
 
 
 def test_dropout_on_weights_while_training() -> None:
@@ -414,11 +432,11 @@ def test_require_asks_for_regard() -> None:
 
 
 def test_a_lazy_mask_can_be_carried_and_nothing_else() -> None:
-    mask = adapter.mask_forward(2, 4, 4)
+    mask = masking.mask_forward(2, 4, 4)
     assert mask.ndim == 4
     assert mask.shape == (2, 1, 4, 4)
     assert mask.contiguous() is mask
-    assert adapter.mask_forward(9, 9, 9, attention_mask=mask) is mask
+    assert masking.mask_forward(9, 9, 9, attention_mask=mask) is mask
     assert not hasattr(mask, "to")
     assert copy.copy(mask).mask is mask.mask
     assert hash(mask) == hash(mask)

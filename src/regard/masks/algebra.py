@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
@@ -48,7 +48,9 @@ class Held:
     """A tensor inside a mask, compared by identity and version: its content is never looked at to compare."""
 
     tensor: Tensor
-    version: int = field(init=False)
+    version: int = (
+        -1
+    )  # an argument, because whoever rebuilds dataclasses field by field hands it over; it is counted all the same
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", version(self.tensor))

@@ -44,23 +44,24 @@ def from_torch(attn_mask: Tensor | None = None, key_padding_mask: Tensor | None 
 
 
 def _of_pairs(hidden: Tensor, heads: int | None) -> Mask:
-    shape = checks.listed(hidden.shape)
     if hidden.ndim == 1:
         raise checks.ShapeError(
-            f"from_torch: attn_mask must be (queries, keys) or (batch · heads, queries, keys); got shape {shape}. "
+            f"from_torch: attn_mask must be (queries, keys) or (batch · heads, queries, keys); got shape "
+            f"{checks.listed(hidden.shape)}. "
             "Keys that nobody may see are key_padding_mask=tensor."
         )
     if hidden.ndim == 2:
         return CausalFrom(0) if hides_what_comes_later(hidden) else Dense(Held(~hidden))
     if heads is None:
         raise checks.ShapeError(
-            f"from_torch: an attn_mask of shape {shape} is (batch · heads, queries, keys): give heads=… as well."
+            f"from_torch: an attn_mask of shape {checks.listed(hidden.shape)} is (batch · heads, queries, keys): give heads=… "
+            "as well."
         )
     heads = checks.whole_number("from_torch", "heads", heads, least=1)
     if hidden.shape[0] % heads:
         raise checks.ShapeError(
             f"from_torch: heads must divide the first dimension of attn_mask, batch · heads; got heads {heads} and shape "
-            f"{shape}."
+            f"{checks.listed(hidden.shape)}."
         )
     return Dense(Held(~hidden.unflatten(0, (hidden.shape[0] // heads, heads))))
 

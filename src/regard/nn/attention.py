@@ -93,7 +93,7 @@ class AttentionLayer(nn.Module):
         """W_Q, W_K, W_V, each (out, in)."""
         if self.in_proj_weight is not None:
             return self.in_proj_weight.split(self.sizes)
-        return tuple(self.get_parameter(f"{name}_proj_weight") for name in "qkv")
+        return tuple([getattr(self, f"{name}_proj_weight") for name in "qkv"])  # functional_call gives plain tensors
 
     def _biases(self) -> tuple[Tensor | None, ...]:
         return (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.split(self.sizes)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from regard.masks import Mask, padding
 from regard.nn import checks
 from regard.nn.encoder import Encoder
-from regard.nn.pooling import counted
+from regard.nn.pooling import there
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,6 +44,10 @@ def log_mel(
         waveform: numbers, (samples,) or (…, samples). rate: of samples per second.
         window: in seconds. hop: from one frame to the next, in seconds. low, high: in Hz; high None = rate / 2.
 
+    Raises:
+        TypeError: a waveform of whole numbers. ShapeError: one without samples. ValueError: a window below two samples, pitches
+            outside 0 … rate / 2, bands so narrow that they hold no frequency.
+
     Sources: Davis and Mermelstein 1980, "Comparison of Parametric Representations for Monosyllabic Word Recognition in
     Continuously Spoken Sentences"; the scale is O'Shaughnessy's (1987).
 
@@ -54,8 +58,10 @@ def log_mel(
     high = rate / 2 if high is None else high
     span, step = checks.frames(waveform, rate, window, hop, low, high)
     size = 2 ** math.ceil(math.log2(span))
-    while not bool((bands := mel_bands(rate, size, mels, low, high)).any(0).all()):
+    most = 16 * size
+    while not bool(((bands := mel_bands(rate, size, mels, low, high)) > 0).any(0).all()):
         size *= 2
+        checks.bands(size, most, mels, low, high)
     hann = torch.hann_window(span, dtype=waveform.dtype, device=waveform.device)
     flat = waveform.reshape(-1, waveform.shape[-1])
     spectrum = torch.stft(flat, size, step, span, hann, center=True, pad_mode="constant", return_complex=True)
@@ -86,6 +92,9 @@ class Frames(nn.Module):
     Args:
         mels: how many numbers a frame has. dim: the size of an embedding. strides: of the two convolutions.
 
+    Raises:
+        ShapeError: x that is not (batch, n, mels). Unsupported: a mask that says more than which frames there are.
+
     Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
 
     >>> frames = Frames(40, 16)
@@ -112,7 +121,7 @@ class Frames(nn.Module):
     def forward(self, x: Tensor, *, mask: Mask | None = None) -> Tensor:
         """(batch, n, mels) → (batch, ⌈⌈n / stride⌉ / stride⌉, dim); mask: which frames there are, such as padding(lengths)."""
         checks.embeddings("Frames", "x", x, self.mels, least=3)
-        keep = counted("Frames", mask, x)
+        keep = there("Frames", mask, x)
         x = x.mT
         for conv, stride in zip((self.conv1, self.conv2), self.strides, strict=True):
             x = F.gelu(conv(x if keep is None else x.masked_fill(~keep[:, None], 0)))
@@ -121,7 +130,7 @@ class Frames(nn.Module):
 
     def mask_of_outputs(self, x: Tensor, mask: Mask | None) -> Mask | None:
         """Which frames there are afterwards: those whose middle one there was."""
-        keep = counted("Frames", mask, x)
+        keep = there("Frames", mask, x)
         return None if keep is None else padding(keep=keep[:, :: self.strides[0]][:, :: self.strides[1]])
 
     def extra_repr(self) -> str:
@@ -138,6 +147,9 @@ class AudioEncoder(nn.Module):
         position: where frames stand, such as `sinusoidal()`; None = nowhere.
         dropout: of frames, before positions are added to them, and of the encoder's layers.
         final_norm, options: those of `Encoder`.
+
+    Raises:
+        What `Frames` and `Encoder` do.
 
     Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
 

@@ -63,6 +63,10 @@ class BahdanauSequenceToSequence(AttentiveDecoding):
         self.deep = nn.Linear(dim + 3 * hidden, 2 * dim, **made)
         self.drop = nn.Dropout(dropout)
         self.output = nn.Linear(dim, target_vocabulary, **made)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Orthogonal matrices where a state meets itself, biases 0."""
         for name, parameter in self.named_parameters():
             if "bias" in name:
                 nn.init.zeros_(parameter)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,11 @@ class gated:
 Activation = Function | gated
 
 
+def parted(found: Any) -> tuple[Tensor, Any]:
+    """What a layer found, and its matrix: None where nobody asked, because a matrix keeps its queries and keys alive."""
+    return found if isinstance(found, tuple) else (found, None)
+
+
 class Block(nn.Module):
     """The feed-forward half of a Transformer's layer, and what all halves share. Made by `EncoderLayer` and `DecoderLayer`."""
 
@@ -82,7 +87,7 @@ class Block(nn.Module):
     def __init__(
         self,
         dim: int,
-        halves: int,
+        attentions: dict[str, nn.Module],
         *,
         hidden: int | None = None,
         activation: Activation = "relu",
@@ -101,13 +106,15 @@ class Block(nn.Module):
             checks.choice(layer, "activation", activation, tuple(FUNCTIONS))
         hidden = 4 * dim if hidden is None else checks.whole_number(layer, "hidden", hidden, least=1)
         self.activation, self.norm_first = activation, norm_first
+        for name, attention in attentions.items():  # in torch.nn's order, by which the state of an optimizer goes
+            self.add_module(name, attention)
         self.dropout = nn.Dropout(checks.dropout(layer, dropout))  # of what is added
         self.hidden_dropout = nn.Dropout(dropout)
         width = hidden * 2 if isinstance(activation, gated) else hidden
         self.linear1 = nn.Linear(dim, width, bias, device=device, dtype=dtype)
         self.linear2 = nn.Linear(hidden, dim, bias, device=device, dtype=dtype)
         plain = {} if bias or norm == "rms" else {"bias": False}
-        for half in range(halves):
+        for half in range(len(attentions) + 1):
             self.add_module(f"norm{half + 1}", NORMS[norm](dim, eps=eps, device=device, dtype=dtype, **plain))
         self.reset_parameters()
 

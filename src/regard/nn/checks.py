@@ -16,6 +16,9 @@ from regard.checks import listed as listed
 from regard.checks import whole_number as whole_number
 from regard.lazy import DENSE_LIMIT
 from regard.masks import Mask
+from regard.masks.algebra import Full
+from regard.masks.contents import Keep
+from regard.masks.intervals import Lengths, Prefix
 
 # -- layers -----------------------------------------------------------------------------------------------------------
 
@@ -210,8 +213,10 @@ def turned(dims: int, width: int, grid: tuple[int, int] | None) -> None:
         raise ShapeError(f"rotary: dims must be a multiple of {parts}, at most a head's dim {width}; got {dims}.")
 
 
-def in_table(offset: int, n: int, length: int) -> None:
-    """Positions that have been learned."""
+def in_table(offset: int, n: int, dim: int, length: int, width: int) -> None:
+    """Positions that have been learned, for embeddings of that dim."""
+    if dim != width:
+        raise ShapeError(f"learned: the table and the embeddings must have the same dim; got {width} and {dim}.")
     if offset + n > length:
         raise ShapeError(f"learned: the table has {length} positions, 0 … {length - 1}; got tokens up to {offset + n - 1}.")
 
@@ -250,20 +255,23 @@ def multihead_inputs(
             raise TypeError(
                 f"MultiheadAttention: {name} must have the dtype of the parameters; got {x.dtype} and {weight.dtype}."
             )
-    shapes = f"query {listed(query.shape)}, key {listed(key.shape)}, value {listed(value.shape)}"
+
+    def shapes() -> str:  # written where it is needed: in a graph of changing lengths it would make them constants
+        return f"query {listed(query.shape)}, key {listed(key.shape)}, value {listed(value.shape)}"
+
     if not one_of(query.ndim, 2, 3) or key.ndim != query.ndim or value.ndim != query.ndim:
         rule = "(batch, n, dim)" if batch_first else "(n, batch, dim)"
-        raise ShapeError(f"MultiheadAttention: query, key and value must all be {rule}, or all (n, dim); got {shapes}.")
+        raise ShapeError(f"MultiheadAttention: query, key and value must all be {rule}, or all (n, dim); got {shapes()}.")
     for name, size, x in (("embed_dim", embed_dim, query), ("kdim", kdim, key), ("vdim", vdim, value)):
         if x.shape[-1] != size:
-            raise ShapeError(f"MultiheadAttention: the last dimension must be {name} = {size}; got {x.shape[-1]} ({shapes}).")
+            raise ShapeError(f"MultiheadAttention: the last dimension must be {name} = {size}; got {x.shape[-1]} ({shapes()}).")
     if key.shape[:-1] != value.shape[:-1]:
-        raise ShapeError(f"MultiheadAttention: there must be one value for each key; got {shapes}.")
+        raise ShapeError(f"MultiheadAttention: there must be one value for each key; got {shapes()}.")
     rows = 0 if batch_first else 1
     if query.ndim == 3 and query.shape[rows] != key.shape[rows]:
         raise ShapeError(
             f"MultiheadAttention: queries and keys must have the same batch, dimension {rows}; got {query.shape[rows]} and "
-            f"{key.shape[rows]} ({shapes})."
+            f"{key.shape[rows]} ({shapes()})."
         )
 
 
@@ -474,3 +482,43 @@ def frames(waveform: object, rate: int, window: float, hop: float, low: float, h
     if not 0 <= low < high <= rate / 2:
         raise ValueError(f"log_mel: 0 ≤ low < high ≤ rate / 2 = {rate / 2:g} Hz must hold; got low {low:g} and high {high:g}.")
     return span, step
+
+
+def bands(size: int, most: int, mels: int, low: float, high: float) -> None:
+    """Bands that a transform of that size can tell apart."""
+    if size > most:
+        raise ValueError(
+            f"log_mel: each of {mels} bands from {low:g} to {high:g} Hz must hold a frequency of the transform, and not even "
+            f"that of {most} samples has so many; give fewer mels, or a longer window."
+        )
+
+
+def only_keys(layer: str, given: Mask) -> None:
+    """A mask that hides a token from every other one or from none."""
+    parts = [given]
+    while parts:
+        part = parts.pop()
+        parts.extend(part.parts())
+        if not part.parts() and not isinstance(part, (Full, Keep, Lengths, Prefix)):
+            raise Unsupported(
+                f"{layer}: mask says which tokens there are, as padding(lengths) and padding(keep=…) do, and not who may meet "
+                f"whom; got {given.expression}."
+            )
+
+
+def last_is_there(keep: Tensor) -> None:
+    """Beginnings that can be gone on with."""
+    if not bool(keep[:, -1].all()):
+        rows = (~keep[:, -1]).nonzero().flatten().tolist()
+        raise ValueError(
+            "sample: beginnings of unlike length are padded on the left, so that each ends with a token; the mask hides the "
+            f"last one of row {', '.join(map(str, rows))}."
+        )
+
+
+def pools(head: str, body: object) -> None:
+    """A body with a pooling of its own."""
+    if not hasattr(body, "pool"):
+        raise Unsupported(
+            f'{head}: pool="body" takes a body that has a method pool, as Bert has; {type(body).__name__} has none.'
+        )

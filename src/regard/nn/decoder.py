@@ -11,7 +11,7 @@ import regard
 from regard.masks import Mask, causal
 from regard.nn import checks
 from regard.nn.attention import CrossAttention, Norm, SelfAttention
-from regard.nn.block import Activation, Block
+from regard.nn.block import Activation, Block, parted
 from regard.nn.cache import Cache
 from regard.nn.encoder import last_norm
 
@@ -67,6 +67,8 @@ class DecoderLayer(Block):
     (torch.Size([2, 4, 5, 5]), torch.Size([2, 4, 5, 7]))
     """
 
+    self_attn: SelfAttention
+    multihead_attn: CrossAttention
     norm1: nn.Module
     norm2: nn.Module
     norm3: nn.Module
@@ -90,16 +92,17 @@ class DecoderLayer(Block):
         dtype: torch.dtype | None = None,
     ) -> None:
         checks.heads_fit(type(self).__name__, dim, heads, kv_heads)
-        super().__init__(
-            dim, 3, hidden=hidden, activation=activation, norm=norm, norm_first=norm_first, dropout=dropout, bias=bias,
-            eps=eps, device=device, dtype=dtype,
-        )  # fmt: skip
-        self.self_attn = SelfAttention(
+        dropout = checks.dropout(type(self).__name__, dropout)
+        own = SelfAttention(
             dim, heads, kv_heads=kv_heads, bias=bias, norm=query_norm, dropout=dropout, device=device, dtype=dtype
         )
-        self.multihead_attn = CrossAttention(
+        across = CrossAttention(
             dim, heads, memory_dim=memory_dim, kv_heads=kv_heads, bias=bias, norm=query_norm, dropout=dropout,
             device=device, dtype=dtype,
+        )  # fmt: skip
+        super().__init__(
+            dim, {"self_attn": own, "multihead_attn": across}, hidden=hidden, activation=activation, norm=norm,
+            norm_first=norm_first, dropout=dropout, bias=bias, eps=eps, device=device, dtype=dtype,
         )  # fmt: skip
 
     def forward(
@@ -121,13 +124,11 @@ class DecoderLayer(Block):
             position: that of the decoder. cache: what the layer saw before.
         """
         own, known = (None, None) if cache is None else cache
-        found, A = self.self_attn(
-            self._into(self.norm1, x), mask=mask, position=position, cache=own, return_attention=True
-        )  # fmt: skip
+        given = self._into(self.norm1, x)
+        found, A = parted(self.self_attn(given, mask=mask, position=position, cache=own, return_attention=return_attention))
         x = self._out_of(self.norm1, x, found)
-        found, B = self.multihead_attn(
-            self._into(self.norm2, x), memory, mask=memory_mask, cache=known, return_attention=True
-        )  # fmt: skip
+        given = self._into(self.norm2, x)
+        found, B = parted(self.multihead_attn(given, memory, mask=memory_mask, cache=known, return_attention=return_attention))
         x = self._out_of(self.norm2, x, found)
         y = self._feedforward(self.norm3, x)
         return (y, LayerAttention(A, B)) if return_attention else y
@@ -188,10 +189,11 @@ class Decoder(nn.Module):
             x = self.position(x, 0 if caches is None else caches[0].own.length)
         attentions = []
         for n, layer in enumerate(self.layers):
-            x, both = layer(
+            found = layer(
                 x, memory, mask=mask, memory_mask=memory_mask, position=self.position,
-                cache=None if caches is None else caches[n], return_attention=True,
+                cache=None if caches is None else caches[n], return_attention=return_attention,
             )  # fmt: skip
+            x, both = parted(found)
             attentions.append(both)
         y = x if self.norm is None else self.norm(x)
         return (y, tuple(attentions)) if return_attention else y

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regard.masks import Mask
 from regard.nn import checks
 from regard.nn.attention import NORMS, Norm, SelfAttention
-from regard.nn.block import Activation, Block
+from regard.nn.block import Activation, Block, parted
 from regard.nn.cache import Cache
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class EncoderLayer(Block):
     (torch.Size([2, 5, 16]), torch.Size([2, 4, 5, 5]))
     """
 
+    self_attn: SelfAttention
     norm1: nn.Module
     norm2: nn.Module
 
@@ -67,13 +68,14 @@ class EncoderLayer(Block):
         dtype: torch.dtype | None = None,
     ) -> None:
         checks.heads_fit(type(self).__name__, dim, heads, kv_heads)
-        super().__init__(
-            dim, 2, hidden=hidden, activation=activation, norm=norm, norm_first=norm_first, dropout=dropout, bias=bias,
-            eps=eps, device=device, dtype=dtype,
-        )  # fmt: skip
-        self.self_attn = SelfAttention(
+        dropout = checks.dropout(type(self).__name__, dropout)
+        own = SelfAttention(
             dim, heads, kv_heads=kv_heads, bias=bias, norm=query_norm, dropout=dropout, device=device, dtype=dtype
         )
+        super().__init__(
+            dim, {"self_attn": own}, hidden=hidden, activation=activation, norm=norm, norm_first=norm_first, dropout=dropout,
+            bias=bias, eps=eps, device=device, dtype=dtype,
+        )  # fmt: skip
 
     def forward(
         self,
@@ -85,9 +87,8 @@ class EncoderLayer(Block):
         return_attention: bool = False,
     ) -> Any:
         """The new embeddings, (batch, n, dim), and with return_attention A; arguments as in `SelfAttention`."""
-        found, A = self.self_attn(
-            self._into(self.norm1, x), mask=mask, position=position, cache=cache, return_attention=True
-        )  # fmt: skip
+        given = self._into(self.norm1, x)
+        found, A = parted(self.self_attn(given, mask=mask, position=position, cache=cache, return_attention=return_attention))
         x = self._out_of(self.norm1, x, found)
         y = self._feedforward(self.norm2, x)
         return (y, A) if return_attention else y
@@ -151,7 +152,7 @@ class Encoder(nn.Module):
         attentions = []
         for n, layer in enumerate(self.layers):
             cache = None if caches is None else caches[n]
-            x, A = layer(x, mask=mask, position=self.position, cache=cache, return_attention=True)
+            x, A = parted(layer(x, mask=mask, position=self.position, cache=cache, return_attention=return_attention))
             attentions.append(A)
         y = x if self.norm is None else self.norm(x)
         return (y, tuple(attentions)) if return_attention else y

@@ -95,6 +95,10 @@ class GPT(LanguageModel):
         layer: Any
         for layer in self.body.encoder.layers:
             layer.hidden_dropout.p = 0.0
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gaussian numbers of deviation 0.02, biases 0, as in the paper's own code."""
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)

@@ -6,7 +6,6 @@ one of PyTorch's. It is given `mask` and `return_attention` where the head was, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,18 +14,21 @@ from torch import Tensor, nn
 import regard
 from regard.masks import Mask
 from regard.nn import checks
+from regard.nn.block import parted
 from regard.nn.pooling import AttentionPooling, FirstToken, Mean
 
-Pool = Literal["first", "mean", "attention"]
-POOLS: dict[str, Callable[..., nn.Module]] = {
-    "first": lambda dim, **made: FirstToken(),
-    "mean": lambda dim, **made: Mean(),
-    "attention": AttentionPooling,
-}
+Pool = Literal["first", "mean", "attention", "body"]
+POOLS = ("first", "mean", "attention", "body")
 
 
 class ClassifierAttention(NamedTuple):
-    """The matrices of a classifier: those that its body hands out, and that of its pooling, (batch, heads, 1, n)."""
+    """The matrices of a classifier: those that its body hands out, and that of its pooling, (batch, heads, 1, n), or None.
+
+    >>> model = SequenceClassifier(regard.nn.TextEncoder(100, 16, heads=2, layers=3), 16, classes=5, pool="attention")
+    >>> logits, attentions = model(torch.randint(100, (2, 7)), return_attention=True)
+    >>> len(attentions.body), attentions.pool.topk(2).indices.shape  # the tokens that decide
+    (3, torch.Size([2, 1, 1, 2]))
+    """
 
     body: Any
     pool: regard.Attention | None
@@ -38,6 +40,11 @@ class TokenClassifier(nn.Module):
     Args:
         body: a module (batch, n) → (batch, n, dim). dim: the size of its embeddings.
         classes: how many there are. dropout: the probability with which numbers of an embedding are dropped in training.
+
+    Raises:
+        ShapeError: a body whose embeddings are not (batch, n, dim). ValueError: sizes below 1, dropout outside [0, 1).
+
+    Source: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", section 5.3.
 
     >>> model = TokenClassifier(regard.nn.TextEncoder(100, 16, heads=2, layers=1), 16, classes=9)
     >>> model(torch.randint(100, (2, 7)), mask=regard.masks.padding([7, 4])).shape
@@ -78,8 +85,15 @@ class SequenceClassifier(nn.Module):
     Args:
         body: a module (batch, n) → (batch, n, dim). dim: the size of its embeddings. classes: how many there are.
         pool: "first", the first token's embedding; "mean", that of the tokens there are; "attention", their average by a
-            learned query; or a module (batch, n, dim), mask=… → (batch, dim).
+            learned query; "body", what the body's own `pool` makes of them, such as the layer that BERT was trained with;
+            or a module (batch, n, dim), mask=… → (batch, dim).
         dropout: the probability with which numbers of the pooled embedding are dropped in training.
+
+    Raises:
+        ShapeError: a body whose embeddings are not (batch, n, dim). ValueError: sizes below 1, dropout outside [0, 1), an
+            unknown pool. Unsupported: pool="body" for a body that has none.
+
+    Source: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", section 4.1.
 
     >>> model = SequenceClassifier(regard.nn.TextEncoder(100, 16, heads=2, layers=1), 16, classes=3, pool="attention")
     >>> tokens, mask = torch.randint(100, (2, 7)), regard.masks.padding([7, 4])
@@ -102,10 +116,7 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         checks.sizes("SequenceClassifier", dim=dim, classes=classes)
         self.body = body
-        if not isinstance(pool, nn.Module):
-            checks.choice("SequenceClassifier", "pool", pool, tuple(POOLS))
-            pool = POOLS[pool](dim, device=device, dtype=dtype)
-        self.pool = pool
+        self.pool = self._pooling(pool, dim, device, dtype)
         self.dropout = nn.Dropout(checks.dropout("SequenceClassifier", dropout))
         self.output = nn.Linear(dim, classes, device=device, dtype=dtype)
 
@@ -117,17 +128,32 @@ class SequenceClassifier(nn.Module):
             inputs: what else the body takes.
         """
         y, attentions = embedded(self.body, x, self.output.in_features, mask, return_attention, inputs)
-        if (
-            of_outputs := getattr(self.body, "mask_of_outputs", None)
-        ) is not None:  # it makes fewer embeddings than it was given
-            mask = of_outputs(x, mask)
+        body: Any = self.body
+        if hasattr(body, "mask_of_outputs"):  # it makes fewer embeddings than it was given
+            mask = body.mask_of_outputs(x, mask)
         A = None
-        if isinstance(self.pool, AttentionPooling):
+        if self.pool is None:
+            y = body.pool(y)
+        elif return_attention and isinstance(self.pool, AttentionPooling):
             y, A = self.pool(y, mask=mask, return_attention=True)
         else:
             y = self.pool(y, mask=mask)
         logits = self.output(self.dropout(y))
         return (logits, ClassifierAttention(attentions, A)) if return_attention else logits
+
+    def _pooling(
+        self, pool: Pool | nn.Module, dim: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> nn.Module | None:
+        """From many embeddings to one; None = the body's own way."""
+        if isinstance(pool, nn.Module):
+            return pool
+        checks.choice("SequenceClassifier", "pool", pool, POOLS)
+        if pool == "body":
+            checks.pools("SequenceClassifier", self.body)
+            return None
+        if pool == "attention":
+            return AttentionPooling(dim, device=device, dtype=dtype)
+        return FirstToken() if pool == "first" else Mean()
 
 
 def embedded(
@@ -139,7 +165,6 @@ def embedded(
         given["mask"] = mask
     if return_attention:
         given["return_attention"] = True
-    made = body(x, **given)
-    y, attentions = made if return_attention else (made, None)
+    y, attentions = parted(body(x, **given))
     checks.embeddings(type(body).__name__, "what a head takes", y, dim, least=3)
     return y, attentions

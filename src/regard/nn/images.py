@@ -28,6 +28,10 @@ class Patches(nn.Module):
         channels: of an image; 1 is grey, 3 is colour. dim: the size of an embedding.
         patch: how many pixels a patch is high and wide, one number or (rows, columns).
 
+    Raises:
+        ShapeError: images that are not (batch, channels, height, width), or that patches do not fill. TypeError: images that
+            are no floats.
+
     Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale".
 
     >>> Patches(3, 16, patch=4)(torch.randn(2, 3, 8, 12)).shape
@@ -76,6 +80,9 @@ class ImageEncoder(nn.Module):
         class_token: whether there is one; without it, pool="mean" classifies.
         dropout: of the encoder's layers, and of patches, before positions are added to them.
         final_norm, options: those of `Encoder`; the paper's has norm_first=True, activation="gelu".
+
+    Raises:
+        ShapeError: a patch that does not divide size, images of another size. What `Patches` and `Encoder` do.
 
     Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale".
 

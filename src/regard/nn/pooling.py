@@ -26,8 +26,19 @@ def counted(layer: str, mask: Mask | None, x: Tensor) -> Tensor | None:
     return mask.allows(rows, 0, tokens, tokens)
 
 
+def there(layer: str, mask: Mask | None, x: Tensor) -> Tensor | None:
+    """Which tokens of x there are, (batch, n), where a mask that says more would be lost; None = all."""
+    keep = counted(layer, mask, x)
+    if mask is not None:
+        checks.only_keys(layer, mask)
+    return keep
+
+
 class FirstToken(nn.Module):
-    """The first token's embedding, such as BERT's [CLS] or a class token.
+    """The first token's embedding, such as BERT's [CLS] or a class token: y = x_0.
+
+    Raises:
+        ShapeError: x that is not (batch, n, dim). TypeError: a mask that is none of `regard.masks`.
 
     Source: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding".
 
@@ -43,7 +54,13 @@ class FirstToken(nn.Module):
 
 
 class Mean(nn.Module):
-    """The mean of the tokens that there are: Σ_j x_j / count. Padding counts nowhere; where there are no tokens it is 0.
+    """The mean of the tokens that there are: y = Σ_j x_j / count. Padding counts nowhere; where there are no tokens it is 0.
+
+    Raises:
+        ShapeError: x that is not (batch, n, dim), or a mask that does not lie on it. TypeError: a mask that is none of
+            `regard.masks`.
+
+    Source: Reimers and Gurevych 2019, "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks".
 
     >>> x = torch.tensor([[[1.0], [3.0], [100.0]]])
     >>> Mean()(x, mask=regard.masks.padding([2]))
@@ -56,7 +73,9 @@ class Mean(nn.Module):
         keep = counted("Mean", mask, x)
         if keep is None:
             return x.mean(1)
-        return x.masked_fill(~keep[..., None], 0).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
+        wide = torch.promote_types(x.dtype, torch.float32)  # a sum of many tokens may be beyond the range of 16 bits
+        total = x.masked_fill(~keep[..., None], 0).sum(1, dtype=wide)
+        return (total / keep.sum(1, keepdim=True).clamp(min=1)).to(x.dtype)
 
 
 class AttentionPooling(nn.Module):
@@ -66,6 +85,9 @@ class AttentionPooling(nn.Module):
 
     Args:
         dim: the size of an embedding; heads divides it. heads: how many queries there are.
+
+    Raises:
+        ShapeError: heads that do not divide dim, x that is not (batch, n, dim), or a mask that does not lie on it.
 
     Sources: Yang et al. 2016, "Hierarchical Attention Networks for Document Classification"; Lee et al. 2019, "Set
     Transformer" (whose pooling also projects).

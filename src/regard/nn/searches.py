@@ -31,7 +31,13 @@ class Searchable(Protocol):
 
 
 class Found(NamedTuple):
-    """What a search found for each source."""
+    """What a search found for each source.
+
+    >>> model = regard.nn.BahdanauSequenceToSequence(9, 9, 16).eval()
+    >>> tokens, lengths, scores = greedy(model, torch.randint(9, (2, 7)), begin=1, end=2, limit=10)
+    >>> lengths.shape, scores.shape
+    (torch.Size([2]), torch.Size([2]))
+    """
 
     tokens: Tensor  # (batch, n), without the begin; what comes after the end is the end again
     lengths: Tensor  # (batch,), how many of them there are, the end included

@@ -19,7 +19,7 @@ import regard
 from regard.checks import mask_fits
 from regard.masks import Mask, padding
 from regard.nn import checks
-from regard.scores import Score
+from regard.scores import Score, dot
 
 Cell = Literal["gru", "lstm"]
 Hidden = Tensor | tuple[Tensor, Tensor]  # (layers, rows, hidden); of an LSTM two of them
@@ -62,8 +62,22 @@ class Memory:
 
     def contexts(self, query: Tensor) -> Tensor:
         """What each query is given: the states' weighted averages, (rows, targets, dim)."""
+        score = dot() if self.score is None else self.score
+        if query.shape[1] == 1 and not score.misfits(1, 1, query.shape[-1], self.keys.shape[-1]):
+            return self._context(query, score)
         y: Tensor = torch.matmul(self.matrix(query), self.states[:, None])  # type: ignore[arg-type]
         return y[:, 0]
+
+    def _context(self, query: Tensor, score: Score) -> Tensor:
+        """The same for one query, whose row of weights is small: at each step of a decoding a sweep would cost more."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            q, k = score.reduced(query[:, None].to(wide), self.keys[:, None].to(wide))  # (rows, 1, 1 or sources, dim)
+            v = score.combine
+            scores = (q @ k.mT if v is None else ((q + k).tanh() @ v.to(wide).mT).mT)[:, 0]
+            if self.keep is not None:
+                scores = scores.masked_fill(~self.keep[:, None], float("-inf"))
+            return (scores.softmax(-1) @ self.states.to(wide)).to(self.states.dtype)
 
     def select(self, rows: Tensor) -> Memory:
         """These rows; a row may come more than once."""

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from regard.masks import Mask, causal, padding
 from regard.nn import checks
+from regard.nn.block import parted
 from regard.nn.cache import Cache
 from regard.nn.encoder import Encoder
-from regard.nn.pooling import counted
+from regard.nn.pooling import there
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,6 +33,10 @@ class TokenEmbedding(nn.Module):
     Args:
         vocabulary: how many tokens there are. dim: the size of an embedding.
         dropout: the probability with which numbers are dropped in training.
+
+    Raises:
+        TypeError: tokens that are no int64 or int32. ShapeError: tokens that are not (batch, n). IndexError: tokens beyond the
+            vocabulary. ValueError: sizes below 1, dropout outside [0, 1).
 
     Sources: Vaswani et al. 2017, "Attention Is All You Need", section 3.4; Press and Wolf 2017, "Using the Output Embedding to
     Improve Language Models".
@@ -80,13 +85,18 @@ class TokenEmbedding(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Tokens to contextualised embeddings: an embedding for each, then an `Encoder`.
+    """Tokens to contextualised embeddings: an embedding for each, then an `Encoder`: y = encoder(√dim · E[token_i]).
 
     Args:
         vocabulary: how many tokens there are. dim, heads, layers: of the encoder.
         position: where tokens stand, such as `sinusoidal()`; None = nowhere: a text is a bag of words.
         dropout: of embeddings, before positions are added to them, and of the encoder's layers.
         final_norm, options: those of `Encoder`.
+
+    Raises:
+        What `TokenEmbedding` and `Encoder` do.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.
 
     >>> model = TextEncoder(100, 16, heads=4, layers=2, position=regard.nn.sinusoidal())
     >>> tokens, mask = torch.randint(100, (2, 7)), regard.masks.padding([7, 4])
@@ -155,6 +165,10 @@ class LanguageModel(nn.Module):
         dropout: of embeddings, before positions are added to them, and of the encoder's layers.
         final_norm, options: those of `Encoder`.
 
+    Raises:
+        TypeError: a mask that is none of `regard.masks`. Unsupported: to write with a model that sees what comes.
+        What `TokenEmbedding` and `Encoder` do.
+
     Sources: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training"; Devlin et al. 2019, "BERT".
 
     >>> model = LanguageModel(100, 16, heads=4, layers=2, position=regard.nn.rotary(), norm_first=True).eval()
@@ -189,7 +203,7 @@ class LanguageModel(nn.Module):
         mask: which pairs of those that the model's own mask leaves, such as padding(lengths); None = all.
         """
         checks.mask("LanguageModel", "mask", mask)
-        y, attentions = self.body(tokens, mask=both(self.mask, mask), return_attention=True)
+        y, attentions = parted(self.body(tokens, mask=both(self.mask, mask), return_attention=return_attention))
         logits = self._logits(y)
         return (logits, attentions) if return_attention else logits
 
@@ -201,7 +215,7 @@ class LanguageModel(nn.Module):
         """
         checks.writes("LanguageModel", self.mask)
         checks.beginning("LanguageModel", source)
-        state = Writing(self.body.encoder.caches(), counted("LanguageModel", mask, source))
+        state = Writing(self.body.encoder.caches(), there("LanguageModel", mask, source))
         if source.shape[-1]:
             self.body(source, mask=self._mask(state), caches=state.caches)
         return state

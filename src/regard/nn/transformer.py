@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import regard
 from regard.masks import Mask, causal
+from regard.nn.block import parted
 from regard.nn.decoder import Decoder, LayerAttention
 from regard.nn.encoder import Encoder
 
@@ -82,6 +83,6 @@ class Transformer(nn.Module):
             source_mask: which tokens of the source may be met, by the source and by the target, such as padding(lengths).
             mask: who may meet among the target's tokens.
         """
-        memory, encoder = self.encoder(source, mask=source_mask, return_attention=True)
-        y, decoder = self.decoder(target, memory, mask=mask, memory_mask=source_mask, return_attention=True)
+        memory, encoder = parted(self.encoder(source, mask=source_mask, return_attention=return_attention))
+        y, decoder = parted(self.decoder(target, memory, mask=mask, memory_mask=source_mask, return_attention=return_attention))
         return (y, TransformerAttention(encoder, decoder)) if return_attention else y

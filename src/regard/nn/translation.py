@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from regard.masks import Mask, padding
 from regard.nn import checks
+from regard.nn.block import parted
 from regard.nn.decoder import LayerCache
 from regard.nn.pooling import counted
 from regard.nn.text import embedding, unembedding
@@ -51,6 +52,9 @@ class SequenceToSequence(nn.Module):
         dropout: of embeddings, before positions are added to them, and of all layers.
         options: those of `EncoderLayer`.
 
+    Raises:
+        ShapeError: a target with another number of rows than the source. What `TokenEmbedding` and `Transformer` do.
+
     Source: Vaswani et al. 2017, "Attention Is All You Need".
 
     >>> model = SequenceToSequence(100, 90, 16, heads=4, layers=2, position=regard.nn.sinusoidal())
@@ -77,9 +81,7 @@ class SequenceToSequence(nn.Module):
         super().__init__()
         self.target = embedding(source_vocabulary if target_vocabulary is None else target_vocabulary, dim, options)
         self.source = None if target_vocabulary is None else embedding(source_vocabulary, dim, options)
-        self.transformer = Transformer(
-            dim, heads, layers, decoder_layers=decoder_layers, position=position, **options
-        )  # fmt: skip
+        self.transformer = Transformer(dim, heads, layers, decoder_layers=decoder_layers, position=position, **options)
         self.output = None if tied else unembedding(self.target.vocabulary, dim, options)
 
     def forward(self, source: Tensor, target: Tensor, mask: Mask | None = None, return_attention: bool = False) -> Any:
@@ -92,8 +94,8 @@ class SequenceToSequence(nn.Module):
             return_attention: also gives a `TransformerAttention`; its decoder[-1].memory is how the last layer's targets
                 attend to the source, (batch, heads, targets, sources).
         """
-        state, encoder = self._read(source, mask)
-        logits, decoder = self._write("target", target, state)
+        state, encoder = self._read(source, mask, return_attention)
+        logits, decoder = self._write("target", target, state, return_attention)
         return (logits, TransformerAttention(encoder, decoder)) if return_attention else logits
 
     def start(self, source: Tensor, mask: Mask | None = None) -> Translating:
@@ -106,22 +108,23 @@ class SequenceToSequence(nn.Module):
         """Logits for what comes next, (rows, new, vocabulary), after tokens (rows, new); advances the state."""
         return self._write("tokens", tokens, state)[0]
 
-    def _read(self, source: Tensor, mask: Mask | None) -> tuple[Translating, Any]:
-        """A state without caches, and how the encoder attended."""
+    def _read(self, source: Tensor, mask: Mask | None, return_attention: bool = False) -> tuple[Translating, Any]:
+        """A state without caches, and how the encoder attended if that was asked."""
         checks.tokens("SequenceToSequence", "source", source)
         x = (self.target if self.source is None else self.source)(source)
-        memory, attentions = self.transformer.encoder(x, mask=mask, return_attention=True)
+        memory, attentions = parted(self.transformer.encoder(x, mask=mask, return_attention=return_attention))
         return Translating(memory, counted("SequenceToSequence", mask, source), []), attentions
 
-    def _write(self, name: str, tokens: Tensor, state: Translating) -> tuple[Tensor, Any]:
-        """Logits, and how the decoder attended."""
+    def _write(self, name: str, tokens: Tensor, state: Translating, return_attention: bool = False) -> tuple[Tensor, Any]:
+        """Logits, and how the decoder attended if that was asked."""
         checks.tokens("SequenceToSequence", name, tokens)
         checks.same_batch("SequenceToSequence", name, tokens, len(state.memory))
         x = self.target(tokens)
         seen = None if state.keep is None else padding(keep=state.keep)
-        y, attentions = self.transformer.decoder(
-            x, state.memory, memory_mask=seen, caches=state.caches or None, return_attention=True
-        )  # fmt: skip
+        written = self.transformer.decoder(
+            x, state.memory, memory_mask=seen, caches=state.caches or None, return_attention=return_attention
+        )
+        y, attentions = parted(written)
         return (self.target.logits if self.output is None else self.output)(y), attentions
 
     def extra_repr(self) -> str:

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from regard.transformers import decoding, requests
+from regard.transformers import decoding, layer, masking, requests
 from regard.transformers.decoding import first_key
-from regard.transformers.layer import attention_forward
-from regard.transformers.lazymask import LazyMask
-from regard.transformers.masking import mask_forward
 from regard.transformers.requests import NAME, require
 
-__all__ = ["NAME", "LazyMask", "attention_forward", "first_key", "mask_forward", "require"]
+__all__ = ["NAME", "first_key", "require"]
 
-AttentionInterface.register(NAME, attention_forward)
-AttentionMaskInterface.register(NAME, mask_forward)
+AttentionInterface.register(NAME, layer.attention_forward)
+AttentionMaskInterface.register(NAME, masking.mask_forward)
 requests.watch()
 decoding.watch()

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import cache_utils
 from transformers.utils import output_capturing
 
+from regard import checks
 from regard.attention import Attention
 from regard.call import NOTHING, counted
 from regard.masks.algebra import version
@@ -30,7 +31,8 @@ class Keys:
     def __init__(self, start: int, first: Tensor) -> None:
         self.start = start
         self.stop = start + first.shape[-2]
-        self.parts = [first]
+        self.parts = [first]  # the first one may still be the cache's own, the others are copies
+        self.changes = version(first)
 
     def append(self, more: Tensor) -> None:
         self.parts.append(more)
@@ -38,9 +40,16 @@ class Keys:
 
     def between(self, start: int, stop: int) -> Tensor:
         """Those of tokens start … stop - 1. What came in parts is joined, once."""
+        if (now := version(self.parts[0])) != self.changes:
+            checks.changed(self.parts[0], self.changes, now)
         if len(self.parts) > 1:
             self.parts = [torch.cat(self.parts, -2)]
+            self.changes = version(self.parts[0])
         return self.parts[0][..., start - self.start : stop - self.start, :]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy counts the changes of its own tensors."""
+        self.__dict__.update(state, changes=version(state["parts"][0]))
 
 
 @dataclass(frozen=True)
@@ -64,21 +73,25 @@ class _Joined:
     def __get__(self, step: Any, owner: Any = None) -> Any:
         if step is None:
             return self
-        call = step.__dict__["call"]
-        return call._but(key=step.__dict__["stretch"].tensor())
+        call, stretch = step.__dict__["call"], step.__dict__.get("stretch")
+        return call if stretch is None else call._but(key=stretch.tensor().to(call.query.dtype))
 
     def __set__(self, step: Any, call: Any) -> None:
         step.__dict__["call"] = call
 
 
 class Step(Attention):
-    """The matrix of a step: a `regard.Attention` that holds its queries, and shares its keys with those of other steps."""
+    """The matrix of a step: a `regard.Attention` that holds its queries, and shares its keys with those of other steps.
+
+    What is made of it, parts and copies with dropout, has a call with keys and no stretch, as any other matrix.
+    """
 
     call = _Joined()
 
     @classmethod
     def of(cls, A: Attention, stretch: Stretch) -> Step:
-        watched = counted(*(tensor for tensor, _ in A.call.watched if tensor is not A.call.key))
+        query, _, *others = (tensor for tensor, _ in A.call.watched)  # the second one is the key
+        watched = counted(query, *others)
         step = cls(A.call._but(key=NOTHING, watched=watched), A.layout, A.backend, A.drop)
         step.__dict__["stretch"] = stretch
         step._memo.extend(A._memo)
@@ -86,7 +99,10 @@ class Step(Attention):
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((*self.layout.leading, self.__dict__["call"].query.shape[-2], self.__dict__["stretch"].size))
+        stretch = self.__dict__.get("stretch")
+        if stretch is None:
+            return super().shape
+        return torch.Size((*self.layout.leading, self.__dict__["call"].query.shape[-2], stretch.size))
 
 
 @dataclass
@@ -111,7 +127,6 @@ _APPEND = tuple(
 )
 _layers: WeakKeyDictionary[Any, _Layer] = WeakKeyDictionary()
 _layer_of: Any = WeakTensorKeyDictionary()
-_first_keys: WeakKeyDictionary[Attention, int] = WeakKeyDictionary()
 
 
 def watch() -> None:
@@ -120,7 +135,7 @@ def watch() -> None:
 
     @functools.wraps(update)
     def told(self: Any, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not wanted():
             return update(self, key_states, value_states, layer_idx, *args, **kwargs)
         before = getattr(self.layers[layer_idx], "keys", None) if layer_idx < len(self.layers) else None
         changes = None if before is None else version(before)
@@ -178,16 +193,29 @@ def shared(A: Attention, key: Tensor, first: int) -> Attention:
             A = Step.of(A, part)
         elif version(key) > 0:  # somebody writes to it, and will again
             A = Attention(A.call._but(key=key.clone()).watching(), A.layout, A.backend, A.drop)
-    if first:
-        _first_keys[A] = first
+    A.__dict__["first_key"] = first
     return A
 
 
 def first_key(A: Attention) -> int:
     """The token, counted from 0, that is key 0 of a matrix from a model: more than 0 where a sliding cache dropped some.
 
-    >>> import regard.transformers
-    >>> regard.transformers.first_key(A)
-    0
+    A matrix as the model returned it, or a copy; a part is refused, because its key 0 may be another one.
+
+    >>> from regard.testing.architectures import inputs, named, twins
+    >>> _, model = twins(named("mistral"))
+    >>> model.config.sliding_window
+    5
+    >>> found = model.generate(
+    ...     **inputs(named("mistral")), max_new_tokens=3, output_attentions=True, return_dict_in_generate=True
+    ... )
+    >>> [regard.transformers.first_key(matrices[0]) for matrices in found.attentions]
+    [0, 5, 6]
     """
-    return _first_keys.get(A, 0)
+    first: int | None = A.__dict__.get("first_key")
+    if first is None:
+        raise checks.Unsupported(
+            f"first_key: only a matrix that a model returned knows which token its key 0 is; got {A!r}, which is a part of "
+            "one or was made by regard.attention. Ask before you cut."
+        )
+    return first

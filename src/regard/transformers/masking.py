@@ -16,7 +16,7 @@ from transformers import masking_utils as theirs
 
 from regard import biases, masks
 from regard.checks import Unsupported
-from regard.masks.algebra import version
+from regard.masks.algebra import And, version
 from regard.transformers.lazymask import LazyMask
 
 NOTHING = masks.prefix(0)
@@ -42,12 +42,21 @@ def mask_forward(
     mask = _translate(mask_function, shift, kv_offset, use_vmap)
     padding = theirs.prepare_padding_mask(attention_mask, kv_length, kv_offset)
     if padding is not None:
-        mask = mask & _kept(padding[:, kv_offset : kv_offset + kv_length].bool(), q_length)
+        keep = padding[:, kv_offset : kv_offset + kv_length].bool()
+        behind = kv_length - (shift - kv_offset + q_length)  # of the last query: the empty end of a static cache
+        if behind > 0 and not torch.compiler.is_compiling() and _looks_back(mask):
+            keep = torch.nn.functional.pad(keep[:, :-behind], (0, behind), value=True)
+        mask = mask & _kept(keep, q_length)
     shape = torch.Size((batch_size, 1, q_length, kv_length))
     model_type = getattr(config, "model_type", None) or "of this model"
     # An indexer scores every pair by itself to choose keys, and asks for the mask as a tensor.
     indexed = getattr(config, "index_topk", None) is not None
     return LazyMask(mask, shift - kv_offset, shape, torch.device(device), model_type, kv_offset, indexed)
+
+
+def _looks_back(mask: masks.Mask) -> bool:
+    """Whether it hides every key behind the query, kept or not."""
+    return mask is masks.causal or (isinstance(mask, And) and any(map(_looks_back, mask.parts())))
 
 
 def _kept(keep: Tensor, queries: int) -> masks.Mask:

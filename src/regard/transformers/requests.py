@@ -26,7 +26,15 @@ PARTLY = {
 
 
 def require(model: PreTrainedModel) -> None:
-    """Raise `regard.checks.Unsupported` unless every attention layer of the model goes through regard."""
+    """Raise `regard.checks.Unsupported` unless every attention layer of the model goes through regard.
+
+    >>> from transformers import AutoModel, BertConfig
+    >>> small = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> regard.transformers.require(AutoModel.from_config(small, attn_implementation="regard"))
+    >>> regard.transformers.require(AutoModel.from_config(small, attn_implementation="eager"))
+    Traceback (most recent call last):
+    regard.checks.Unsupported: regard.transformers: BertModel uses attn_implementation="eager"; load it with ...
+    """
     for part in _parts(model):
         refuse_outsider(type(part), part.config.model_type)
         used = part.config._attn_implementation
@@ -60,6 +68,22 @@ def refuse_outsider(model: type[PreTrainedModel], model_type: str) -> None:
         )
 
 
+def _asked(implementation: Any, config: PreTrainedConfig, part: PreTrainedConfig) -> bool:
+    """Whether a request, which may be a dict by sub-model, names regard for the part with that configuration."""
+    if not isinstance(implementation, dict):
+        return bool(implementation == NAME)
+    if part is not config:
+        for key in config.sub_configs:
+            if (inner := getattr(config, key, None)) is not None and any(part is one for one in _tree(inner)):
+                return _asked(implementation.get(key), inner, part)
+    return bool(implementation.get("") == NAME)
+
+
+def _tree(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    inner = [getattr(config, key, None) for key in config.sub_configs]
+    return [config, *(one for part in inner if part is not None for one in _tree(part))]
+
+
 def watch() -> None:
     """Let every request for "regard" be checked against the class that it is made of.
 
@@ -77,8 +101,8 @@ def watch() -> None:
 
     @functools.wraps(switch)
     def checked_switch(self: PreTrainedModel, attn_implementation: Any, *args: Any, **kwargs: Any) -> Any:
-        if attn_implementation == NAME:
-            for part in _parts(self):
+        for part in _parts(self):
+            if _asked(attn_implementation, self.config, part.config):
                 refuse_outsider(type(part), part.config.model_type)
                 whisper.adapt(type(part), NAME)
         return switch(self, attn_implementation, *args, **kwargs)

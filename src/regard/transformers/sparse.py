@@ -44,8 +44,9 @@ def chosen(module: nn.Module, heads: int, arguments: dict[str, Any]) -> masks.Ma
                 f"regard.transformers: {type(module).__name__} passes {name} ({meaning}), which is not supported yet; "
                 'use attn_implementation="eager".'
             )
-    indices, blocks = arguments.get("indices"), arguments.get("block_indices")
-    if indices is None and blocks is None:
+    indices: Tensor | None = arguments.get("indices")
+    by_group: Tensor | None = arguments.get("block_indices") if indices is None else indices[:, None]
+    if by_group is None:
         return None
     size = 1 if indices is not None else getattr(getattr(module, "indexer", None), "block_size", None)
     if size is None:
@@ -53,6 +54,5 @@ def chosen(module: nn.Module, heads: int, arguments: dict[str, Any]) -> masks.Ma
             f"regard.transformers: {type(module).__name__} passes block_indices (a choice of blocks of keys per query) and has "
             'no indexer.block_size that says how many keys a block has; use attn_implementation="eager".'
         )
-    by_group: Tensor = blocks if indices is None else indices[:, None]
     picked = by_group.long().sort(-1).values.contiguous()
     return masks.where(Chosen(picked, heads // picked.shape[1], int(size)))

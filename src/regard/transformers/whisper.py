@@ -142,7 +142,8 @@ def _stacked(stack: Callable[..., Any]) -> Callable[..., Any]:
             )
         bare = [{key: value for key, value in sample.items() if key not in lazy} for sample in samples]
         outputs = stack(self, bare, kind, *args, **kwargs)
-        outputs.update(lazy)
+        for name, matrices in lazy.items():
+            outputs[name] = matrices
         return outputs
 
     return stacked

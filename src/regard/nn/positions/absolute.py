@@ -56,7 +56,7 @@ class Learned(Position):
         nn.init.normal_(self.table, std=0.02)
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
-        checks.in_table(offset, x.shape[-2], len(self.table))
+        checks.in_table(offset, *x.shape[-2:], *self.table.shape)
         return x + self.table[offset : offset + x.shape[-2]].to(x.dtype)
 
     def extra_repr(self) -> str:
