@@ -296,7 +296,10 @@ def test_samples_follow_the_chances():
     best = chances.topk(2).indices
     drawn = nn.sample(model, start.expand(200, -1), limit=1, topk=2)[:, -1]
     assert set(drawn.tolist()) == set(best.tolist())
-    assert set(nn.sample(model, start.expand(50, -1), limit=1, temperature=1e-30)[:, -1].tolist()) == {int(best[0])}
+    with torch.no_grad():
+        model.body.embedding.weight *= 100
+    bold = nn.sample(model, start.expand(50, -1), limit=1, temperature=2e-38)  # a logit over that is beyond float32
+    assert set(bold[:, -1].tolist()) == {int(model(start)[0, -1].argmax())}
 
 
 def test_a_sample_without_chance_is_the_likeliest_text():
@@ -308,14 +311,31 @@ def test_a_sample_without_chance_is_the_likeliest_text():
         for _ in range(4):
             alone = torch.cat((alone, model(alone)[:, -1:].argmax(-1)), 1)
         assert torch.equal(written[row, -4 - length :], alone[0])
-    end = int(written[0, 8])
-    stopped = nn.sample(model, turned[:1], limit=4, temperature=0, end=end)
-    first = int((written[0, 7:] == end).nonzero()[0])
-    assert torch.equal(stopped[0], written[0, : 8 + first])
     tied = theirs.init.zeros_(language(position=None).body.embedding.weight)
     flat = language(position=None)
     flat.body.embedding.weight = tied  # all tokens are equally likely
     assert len(set(nn.sample(flat, turned[:1].expand(100, -1), limit=1, topk=3)[:, -1].tolist())) == 3
+
+
+class Told:
+    """Writes what it was told, row by row."""
+
+    def __init__(self, *words: list[int]) -> None:
+        self.words = torch.tensor(words)
+
+    def start(self, source: Tensor, mask: Any = None) -> list[int]:
+        return [0]
+
+    def step(self, tokens: Tensor, state: list[int]) -> Tensor:
+        state[0] += 1
+        return F.one_hot(self.words[:, state[0] - 1 : state[0]], WORDS).float()
+
+
+def test_a_row_stops_at_the_end_and_all_rows_at_the_last_one():
+    told, begun = Told([5, 2, 7, 8, 9], [6, 3, 4, 2, 9]), torch.tensor([[1], [1]])
+    assert nn.sample(told, begun, limit=5, temperature=0, end=2).tolist() == [[1, 5, 2, 2, 2], [1, 6, 3, 4, 2]]
+    assert nn.sample(told, begun, limit=3, temperature=0, end=2).tolist() == [[1, 5, 2, 2], [1, 6, 3, 4]]
+    assert nn.sample(told, begun, limit=5, temperature=0)[:, 1:].equal(told.words)
 
 
 # -- translation ------------------------------------------------------------------------------------------------------
@@ -524,6 +544,33 @@ def test_a_sound_is_classified_by_the_frames_that_there_are(pool):
     logits = model(x, mask=padding([11, 6, 3]))
     for row, length in enumerate((11, 6, 3)):
         same(model(x[row : row + 1, :length]), logits[row : row + 1])
+
+
+# -- what nobody asked for --------------------------------------------------------------------------------------------
+
+ASKING: dict[str, Callable[[], tuple[theirs.Module, tuple[Tensor, ...]]]] = {
+    "classifier": lambda: (nn.SequenceClassifier(text(), DIM, 3, "attention", **WIDE), (TOKENS,)),
+    "language": lambda: (language(), (TOKENS,)),
+    "translation": lambda: (translator(), (TOKENS, TARGETS)),
+    "pictures": lambda: (nn.ImageEncoder(4, 2, 1, DIM, 2, 2), (torch.zeros(2, 1, 4, 4),)),
+    "sound": lambda: (sound(), (numbers(3, 7, 6),)),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_no_matrix_is_kept_that_nobody_asked_for(name):
+    """A matrix keeps the queries and keys of its layer alive."""
+    model, inputs = ASKING[name]()
+    asked = []
+    for layer in model.modules():
+        if isinstance(layer, nn.SelfAttention | nn.CrossAttention | nn.AttentionPooling):
+            layer.register_forward_hook(lambda layer, given, told, found: asked.append(found), with_kwargs=True)
+    model(*inputs)
+    assert asked
+    assert all(isinstance(found, Tensor) for found in asked)
+    asked.clear()
+    model(*inputs, return_attention=True)
+    assert all(isinstance(found, tuple) for found in asked)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

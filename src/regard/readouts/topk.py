@@ -11,6 +11,7 @@ from torch import Tensor
 from regard import checks
 from regard.call import Call
 from regard.readouts.base import Dense, Finished, OnlineReadout, Parts, Place, Scored, Swept, rows_of
+from regard.selection import largest
 
 
 class Strongest(NamedTuple):
@@ -64,7 +65,9 @@ class TopK(OnlineReadout):
         return best, query.new_full(shape, -1, dtype=torch.int64)
 
     def merge(self, state: Parts, tile: Scored) -> Parts:
-        scores, keys = tile.scores.topk(min(self.k, tile.scores.shape[-1]), sorted=False)
+        k = min(self.k, tile.scores.shape[-1])
+        known = tile.scores.is_cpu and bool(torch.isfinite(tile.total).all())  # else there may be NaN, which torch.topk takes to be the largest
+        scores, keys = largest(tile.scores, k) if known else tile.scores.topk(k)
         scores, place = torch.cat((state[0], scores), -1).topk(self.k)
         return scores, torch.cat((state[1], keys + tile.columns.start), -1).gather(-1, place)
 
