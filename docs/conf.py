@@ -35,7 +35,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|collections|pathlib|jaxtyping|polars|hypothesis|transformers)\..*"),
     ("py:.*", r"regard\.(nn\.\w+|attention|biases|call|dropout|explain|masks\.algebra|pretrained|testing\.strategies)\..*"),
-    ("py:class", "Tensor|Path|Pretrained|Sizes|Options|Norm|nn.Module"),
+    ("py:class", "Tensor|Size|Path|Pretrained|Sizes|Options|Norm|nn.Module"),
     ("py:exc", "Refused"),
 ]
 toc_object_entries = False  # the headings are the contents

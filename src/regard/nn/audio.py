@@ -149,7 +149,7 @@ class AudioEncoder(nn.Module):
         final_norm, options: those of `Encoder`.
 
     Raises:
-        What `Frames` and `Encoder` do.
+        ShapeError: x that is not (batch, n, mels); also whatever `Frames` and `Encoder` raise.
 
     Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
 

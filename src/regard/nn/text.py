@@ -94,7 +94,7 @@ class TextEncoder(nn.Module):
         final_norm, options: those of `Encoder`.
 
     Raises:
-        What `TokenEmbedding` and `Encoder` do.
+        ValueError: sizes below 1; also whatever `TokenEmbedding` and `Encoder` raise.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.
 
@@ -167,7 +167,7 @@ class LanguageModel(nn.Module):
 
     Raises:
         TypeError: a mask that is none of `regard.masks`. Unsupported: to write with a model that sees what comes.
-        What `TokenEmbedding` and `Encoder` do.
+            Also whatever `TokenEmbedding` and `Encoder` raise.
 
     Sources: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training"; Devlin et al. 2019, "BERT".
 
