@@ -846,7 +846,12 @@ GRAPHS = [
 ]
 MATRIX = matrix()
 
-ROWS = [*GRAPHS, *ATTACKS, *ALGEBRA, *READOUTS, *CALL, *MASKS, *PACKED, *BIASES_AND_SCORES, *QUESTIONS, *TENSORS]
+SENTENCES = [
+    row(ValueError, lambda: regard.embed([]), "embed", "at least one sentence"),
+    row(TypeError, lambda: regard.embed(["one", 2]), "embed", "must be texts", "int"),
+]
+
+ROWS = [*SENTENCES, *GRAPHS, *ATTACKS, *ALGEBRA, *READOUTS, *CALL, *MASKS, *PACKED, *BIASES_AND_SCORES, *QUESTIONS, *TENSORS]
 
 
 @pytest.fixture(autouse=True)

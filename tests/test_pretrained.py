@@ -67,8 +67,15 @@ def test_without_a_name_the_packaged_model(minilm: Pretrained) -> None:
     assert minilm.revision == f"sha256:{pretrained.PACKAGED_SHA256}"
     assert not minilm.model.training
     assert minilm.model.config._attn_implementation == "regard"
-    assert pretrained.PACKAGE not in sys.modules
-    assert "sentence_transformers" not in sys.modules
+
+
+@demo
+def test_the_package_of_the_model_is_read_and_not_imported() -> None:
+    """In a process of its own: other tests import it to see whether it is there."""
+    names = {pretrained.PACKAGE, "sentence_transformers"}
+    code = f"import sys; from regard import pretrained; pretrained.load(); print({names} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
 
 
 @demo
