@@ -66,7 +66,8 @@ class TopK(OnlineReadout):
 
     def merge(self, state: Parts, tile: Scored) -> Parts:
         k = min(self.k, tile.scores.shape[-1])
-        known = tile.scores.is_cpu and bool(torch.isfinite(tile.total).all())  # else there may be NaN, which torch.topk takes to be the largest
+        # Where a row's sum is not finite there may be NaN, which torch.topk takes to be the largest.
+        known = tile.scores.is_cpu and bool(torch.isfinite(tile.total).all())
         scores, keys = largest(tile.scores, k) if known else tile.scores.topk(k)
         scores, place = torch.cat((state[0], scores), -1).topk(self.k)
         return scores, torch.cat((state[1], keys + tile.columns.start), -1).gather(-1, place)
