@@ -175,7 +175,7 @@ MASKS = [
         TypeError,
         lambda: matrix(mask=YES),
         "attention: a boolean tensor of shape (5, 6) does not say whether True keeps or drops",
-        "dense(tensor) if True = may attend, dense(~tensor) if True = hidden.",
+        "dense(tensor) if True = may attend, dense(~tensor) if True = hidden; for (batch, keys), padding(keep=tensor).",
     ),
     row(
         TypeError,

@@ -449,3 +449,19 @@ def test_what_is_not_finite_is_seen_without_looking(as_on_cuda, bad):
     assert bool(by_query[:, :2, seen].isnan().all())
     assert bool(by_query[:, :2, ~seen].isfinite().all())
     assert bool(by_query[:, 2:].isfinite().all())
+
+
+@pytest.mark.parametrize("backend", [None, "fused", "tiled"])
+def test_values_of_more_precision_have_gradients(backend):
+    q, k = (torch.randn(1, 2, 5, 8, requires_grad=True) for _ in range(2))
+    v = torch.randn(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
+
+    def gradients(matrix: regard.Attention) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad((matrix @ v).square().sum(), (q, k, v))
+
+    found = gradients(regard.attention(q, k, mask=causal, backend=backend))
+    for f, wanted, tensor in zip(
+        found, gradients(regard.attention(q, k, mask=causal, backend="reference")), (q, k, v), strict=True
+    ):
+        assert f.dtype == tensor.dtype
+        torch.testing.assert_close(f, wanted, rtol=1e-4, atol=1e-5)

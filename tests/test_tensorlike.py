@@ -520,3 +520,15 @@ def test_readers_of_attentions(name):
     drawn = [tuple(t[:1] for t in tensors("4-D", queries=6, seed=s)) for s in range(3)]
     lazy = tuple(regard.attention(q, k, mask=causal) for q, k in drawn)
     same(READERS[name](lazy), READERS[name](tuple(A.to_dense() for A in lazy)), name)
+
+
+def test_a_detached_matrix_keeps_no_graph_and_still_notices_changes():
+    x = torch.randn(1, 2, 5, 4, requires_grad=True)
+    q = x * 2
+    D = regard.attention(q, q).detach()
+    assert all(tensor.grad_fn is None for tensor, _ in D.call.watched)
+    assert copy.deepcopy(D).to_dense().equal(D.to_dense())
+    with torch.no_grad():
+        q.zero_()
+    with pytest.raises(regard.Changed):
+        D.entropy()

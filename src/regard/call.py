@@ -96,7 +96,8 @@ class Call:
         if self.whole is None and not any(t.requires_grad for t in self.tensors):
             return self
         whole = None if self.whole is None else self.whole.constant()
-        return self.with_tensors(*(t.detach() for t in self.tensors), whole=whole)
+        watched = tuple((t.detach(), then) for t, then in self.watched)  # they count together, and keep no graph
+        return self.with_tensors(*(t.detach() for t in self.tensors), whole=whole, watched=watched)
 
     @property
     def differentiable(self) -> bool:

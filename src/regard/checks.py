@@ -326,7 +326,8 @@ def _refuse_tensor_mask(operation: str, value: Tensor) -> NoReturn:
     if value.dtype == torch.bool:
         raise TypeError(
             f"{operation}: a boolean tensor of shape {_shape(value)} does not say whether True keeps or drops: write "
-            "regard.masks.dense(tensor) if True = may attend, dense(~tensor) if True = hidden."
+            "regard.masks.dense(tensor) if True = may attend, dense(~tensor) if True = hidden; for (batch, keys), "
+            "padding(keep=tensor)."
         )
     raise TypeError(
         f"{operation}: a mask is boolean; got a {value.dtype} tensor of shape {_shape(value)}. If 1 means may attend, "

@@ -52,13 +52,16 @@ def embed(sentences: str | Sequence[str], word: str | None = None, *, model: str
         tokens = pretrained.tokenize(loaded, sentence)
         ids = torch.tensor([tokens.ids], device=next(loaded.model.parameters()).device)
         last = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
-        found.append(last[_tokens_of(tokens, span)].mean(0))
+        places = _tokens_of(tokens, span)
+        if not places:
+            raise ValueError(f"embed: the word {word!r} must have a token; the tokenizer drops it from {tokens.text!r}.")
+        found.append(last[places].mean(0))
     return torch.stack(found)
 
 
 def _place(sentence: str, word: str) -> tuple[int, int]:
     """Where a word stands: its first and last character."""
-    match = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.IGNORECASE)
+    match = None if not word.strip() else re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.IGNORECASE)
     if match is None:
         raise ValueError(f"embed: the word {word!r} must stand in every sentence; it is not in {sentence!r}.")
     return match.span()

@@ -125,7 +125,7 @@ class Bert(nn.Module):
         """Contextualised embeddings, (batch, n, dim); with return_attention also a tuple of matrices, one for each layer.
 
         Args:
-            tokens: (batch, n). mask: who may meet, such as padding(keep=attention_mask); None = everyone.
+            tokens: (batch, n). mask: who may meet, such as padding(keep=attention_mask.bool()); None = everyone.
             segments: (batch, n), the segment of each token; None = all in the first.
         """
         checks.tokens("Bert", "tokens", tokens)
@@ -154,6 +154,7 @@ class Bert(nn.Module):
         place = weights.directory(name_or_dir)
         config, tensors = weights.read("Bert", place, "bert")
         checks.activation("Bert", config["hidden_act"], tuple(ACTIVATIONS))
+        checks.settings("Bert", config, is_decoder=False, position_embedding_type="absolute")
         model = cls(
             config["vocab_size"], config["hidden_size"], config["num_attention_heads"], config["num_hidden_layers"],
             hidden=config["intermediate_size"], positions=config["max_position_embeddings"],

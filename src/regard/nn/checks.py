@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from math import isfinite
 from pathlib import Path
 from typing import NoReturn
@@ -59,7 +59,8 @@ def mask(layer: str, name: str, given: object) -> None:
         raise TypeError(
             f"{layer}: {name} must be one of regard.masks, True = may attend; got a {given.dtype} tensor of shape "
             f"{listed(given.shape)}. Convert PyTorch's inverted masks with regard.masks.from_torch(attn_mask, "
-            "key_padding_mask), a tensor in which True = may attend with regard.masks.dense(tensor)."
+            "key_padding_mask). True = there is a token, (batch, n): regard.masks.padding(keep=tensor.bool()); True = may "
+            "attend, (…, queries, keys): regard.masks.dense(tensor.bool())."
         )
 
 
@@ -127,6 +128,13 @@ def activation(model: str, found: object, known: tuple[str, ...]) -> None:
     """An activation that the model has."""
     if found not in known:
         raise Unsupported(f"{model}: the activation must be one of {', '.join(known)}; got {found!r}.")
+
+
+def settings(model: str, config: Mapping[str, object], **needed: object) -> None:
+    """A configuration that asks for no other formula than the model's; what it leaves out is as needed."""
+    for name, value in needed.items():
+        if config.get(name, value) != value:
+            raise Unsupported(f"{model}: the configuration must have {name} = {value!r}; got {config[name]!r}.")
 
 
 def state_dict(model: str, missing: Sequence[str], foreign: Sequence[str]) -> None:

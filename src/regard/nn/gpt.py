@@ -113,6 +113,8 @@ class GPT(LanguageModel):
         """
         config, tensors = weights.read("GPT", weights.directory(name_or_dir), "gpt2")
         checks.activation("GPT", config["activation_function"], ("gelu_new", "gelu_pytorch_tanh"))
+        plain = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+        checks.settings("GPT", config, tie_word_embeddings=True, **plain)
         tensors = {name: t for name, t in tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
         model = cls(
             config["vocab_size"], config["n_embd"], config["n_head"], config["n_layer"], positions=config["n_positions"],

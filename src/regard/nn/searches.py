@@ -96,8 +96,8 @@ def beam_search(
     """Keeps the likeliest `beams` beginnings at each step, and returns the best sentence: ln p / ((5 + n) / 6)^length_penalty.
 
     A sentence ends with `end`, which counts among its n tokens, or at `limit` tokens. It is looked for until `beams` sentences
-    have ended, or until no beginning can become better than the best one that has: p can only fall, and the penalty is
-    known. All sources and beams go through the model in one step, and sources that are decided leave it.
+    have ended and the best of them is as good as every beginning is so far, or until no beginning can become better: p can only
+    fall, and the penalty is known. All sources and beams go through the model in one step; sources that are decided leave it.
 
     Args:
         model: one that has `start` and `step`; call model.eval() first, or it drops at random as in training.
@@ -141,7 +141,8 @@ def beam_search(
         best_scores[live[better]] = score[better]
         total, place = total.masked_fill(over, NEVER).topk(min(beams, total.shape[1]))
         hope = total[:, 0] / max(_penalty(n + 1, length_penalty), _penalty(limit, length_penalty))
-        going = ((ended < beams) & (hope > best_scores[live])).nonzero().flatten()
+        ahead = (ended < beams) | (total[:, 0] / _penalty(n, length_penalty) > best_scores[live])
+        going = (ahead & (hope > best_scores[live])).nonzero().flatten()
         if not len(going):
             break
         place = place[going]

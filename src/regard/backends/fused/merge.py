@@ -165,6 +165,7 @@ def gradients(call: Call, value: Tensor, output: Tensor, log_sum: Tensor, grad: 
     shape = told(call)
     kernel, query, key, values, added, *_ = _given(call, shape, value)
     above, output = (_ready(t, query.dtype, values.shape[-1]) for t in (grad, output))
+    log_sum = _as(log_sum, torch.promote_types(query.dtype, torch.float32))
     finite = log_sum.masked_fill(log_sum == HIDDEN, 0)  # exp(-inf - 0) = 0: an empty row has no gradient
     by_query = by_key = by_value = by_sinks = None
     for block in blocks(shape, query.shape[2], key.shape[2]):
