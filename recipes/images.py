@@ -2,7 +2,8 @@
 
     python -m recipes.images [--data DIR] [--smoke] [--resume]
 
-Patches of 4 × 4 pixels, 96 dims, 4 layers, 4 heads; pictures are mirrored and moved by up to two pixels in training.
+Two convolutions make a grid of 7 × 7 patches (Xiao et al. 2021, "Early Convolutions Help Transformers See Better"), of
+96 dims, then 4 layers of 4 heads; pictures are mirrored and moved by up to two pixels in training.
 Hardware: 2 cores. Minutes: . To expect: accuracy .
 Published: small Vision Transformers 91.2 to 93.0 (github.com/s-chh/PyTorch-Scratch-Vision-Transformer-ViT), HOG and SVM 92.6.
 """
@@ -10,10 +11,11 @@ Published: small Vision Transformers 91.2 to 93.0 (github.com/s-chh/PyTorch-Scra
 from __future__ import annotations
 
 import gzip
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes import results
@@ -30,13 +32,22 @@ MEAN, DEVIATION = 0.2860, 0.3530
 
 
 class Images(Classifier):
-    """A Vision Transformer, whose class token decides."""
+    """Convolutions and a Vision Transformer, whose class token decides."""
 
-    def __init__(self, dim: int, layers: int, dropout: float, rate: float) -> None:
-        options: dict[str, Any] = {"hidden": 2 * dim, "activation": "gelu", "norm_first": True, "dropout": dropout}
-        encoder = ImageEncoder(28, 4, 1, dim, 4, layers, **options)
+    def __init__(self, dim: int, layers: int, rate: float) -> None:
+        options: dict[str, Any] = {"hidden": 2 * dim, "activation": "gelu", "norm_first": True}
+        encoder = ImageEncoder(7, 1, dim, dim, 4, layers, **options)
         super().__init__(SequenceClassifier(encoder, dim, len(KINDS)), len(KINDS), rate, decay=0.05)
         self.save_hyperparameters()
+        self.stem = nn.Sequential(halved(1, dim // 2), halved(dim // 2, dim))
+
+    def forward(self, pictures: Tensor, **asked: Any) -> Any:
+        return self.model(self.stem(pictures), **asked)
+
+
+def halved(channels: int, dim: int) -> nn.Sequential:
+    """A convolution that makes half as many rows and columns, of dim channels."""
+    return nn.Sequential(nn.Conv2d(channels, dim, 3, 2, 1), nn.BatchNorm2d(dim), nn.GELU())
 
 
 class Pictures:
@@ -69,10 +80,9 @@ def idx(files: Set, name: str) -> Tensor:
         raise Refused(f"{str(path)!r} is no whole gzip file ({error}): download it again.") from error
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 4 else 0
     shape = [int.from_bytes(content[4 * n : 4 * n + 4], "big") for n in range(1, axes + 1)]
-    numbers = torch.frombuffer(bytearray(content), dtype=torch.uint8)[4 + 4 * axes :]
-    if not axes or len(numbers) != torch.tensor(shape).prod():
+    if not axes or not (count := math.prod(shape)) or len(content) != 4 + 4 * axes + count:
         raise Refused(f"{str(path)!r} is no IDX file of bytes, or not a whole one: download it again.")
-    return numbers.view(shape)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * axes).view(shape)
 
 
 def read(files: Set, part: str) -> tuple[Tensor, Tensor]:
@@ -91,7 +101,7 @@ def main(run: Run) -> None:
 
     epochs, batch = (2, 40) if run.smoke else (12, 128)
     lightning = trainer(run, name, epochs, "val/accuracy", "max", gradient_clip_val=1.0)
-    module = Images(**({"dim": 32, "layers": 2} if run.smoke else {"dim": 96, "layers": 4}), dropout=0.1, rate=2e-3)
+    module = Images(**({"dim": 32, "layers": 2} if run.smoke else {"dim": 96, "layers": 4}), rate=2e-3)
     batches = loader(known, Batches(known, batch, run.seed))
     minutes = fit(run, lightning, module, batches, in_order(held_out))
     if not lightning.is_global_zero:
@@ -103,7 +113,7 @@ def main(run: Run) -> None:
     x, _ = asked[shown]
     encoder: Any = module.model.body
     weights = encoder.on_grid(module(x, return_attention=True)[1].body[-1][:, :, 0].mean(1))  # of the class token, all heads
-    over = F.interpolate(weights[:, None], encoder.size, mode="bilinear")[:, 0]
+    over = F.interpolate(weights[:, None], x.shape[-2:], mode="bilinear")[:, 0]
     overlays(run.results(name) / f"{name}.png", asked.pictures[shown], over, [KINDS[n] for n in found[shown]])
 
 

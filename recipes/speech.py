@@ -2,8 +2,8 @@
 
     python -m recipes.speech [--data DIR] [--smoke] [--resume]
 
-3,000 recordings of six people. Two trainings: on the official split (the first five recordings of each digit and speaker are
-the test), and on five speakers, tested on the sixth, whom the model has never heard.
+3,000 recordings of six people. Seven trainings: on the official split (the first five recordings of each digit and speaker
+are the test), and, leaving each speaker out in turn, on five speakers, tested on the sixth, whom the model has never heard.
 Hardware: 2 cores. Minutes: . To expect: accuracy , of a speaker never heard .
 Published, official split or random ones: CNNs 97 to 99.3.
 """
@@ -11,6 +11,7 @@ Published, official split or random ones: CNNs 97 to 99.3.
 from __future__ import annotations
 
 import io
+import os
 import wave
 import zipfile
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from recipes import results
@@ -64,10 +66,10 @@ class Speech(Classifier):
 
 
 class Recordings:
-    """Spectra, how many there are, and digits of a batch; `masked`: some bands and moments are silenced (Park et al. 2019)."""
+    """Spectra, how many there are, and digits of a batch; `varied` by chance, where they are for training."""
 
-    def __init__(self, recordings: Sequence[Recording], masked: bool = False) -> None:
-        self.recordings, self.masked = recordings, masked
+    def __init__(self, recordings: Sequence[Recording], varied: bool = False) -> None:
+        self.recordings, self.varied = recordings, varied
         self.lengths = [len(recording.frames) for recording in recordings]
 
     def __len__(self) -> int:
@@ -75,17 +77,30 @@ class Recordings:
 
     def __getitem__(self, picked: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         frames = [self.recordings[n].frames for n in picked]
-        if self.masked:
+        if self.varied:
             chance = torch.Generator().manual_seed(sum(picked))  # that of the batch, which seed and epoch have drawn
-            frames = [silenced(silenced(x, chance, 8).mT, chance, 8).mT for x in frames]
+            frames = [silenced(silenced(spoken(x, chance).mT, chance, 8).mT, chance, 8) for x in frames]
         digits = torch.tensor([self.recordings[n].digit for n in picked])
         return pad_sequence(frames, batch_first=True), torch.tensor([len(x) for x in frames]), digits
 
 
+def drawn(low: int, high: int, chance: torch.Generator) -> int:
+    """A whole number, both ends among them."""
+    return int(torch.randint(low, high + 1, (), generator=chance))
+
+
+def spoken(x: Tensor, chance: torch.Generator) -> Tensor:
+    """A recording as somebody else would say it: up to an eighth faster or slower, up to a band higher or lower, later."""
+    long, up, late = (drawn(low, high, chance) for low, high in ((len(x) * 7 // 8, len(x) * 9 // 8), (-1, 1), (0, 4)))
+    x = F.interpolate(x.mT[None], max(long, 1), mode="linear")[0].mT
+    bands = (torch.arange(MELS) - up).clamp(0, MELS - 1)
+    return torch.cat((x[:1].expand(late, -1), x))[:, bands]
+
+
 def silenced(x: Tensor, chance: torch.Generator, most: int) -> Tensor:
-    """A stretch of up to so many rows set to 0, which is the mean."""
-    long = int(torch.randint(0, min(most, len(x) // 3) + 1, (), generator=chance))
-    start = int(torch.randint(0, len(x) - long + 1, (), generator=chance))
+    """A stretch of up to so many rows set to 0, which is the mean (Park et al. 2019)."""
+    long = drawn(0, min(most, len(x) // 3), chance)
+    start = drawn(0, len(x) - long, chance)
     rows = torch.arange(len(x))
     return x.masked_fill(((rows >= start) & (rows < start + long))[:, None], 0.0)
 
@@ -115,21 +130,15 @@ def recordings(files: Set) -> list[Recording]:
         return list(files.parsed("recordings.zip", enumerate(((name, archive.read(name)) for name in names), 1), recording))
 
 
-def learned(run: Run, name: str, train: Sequence[Recording], test: Sequence[Recording]) -> tuple[float, float, Speech] | None:
+def learned(run: Run, name: str, train: Sequence[Recording], test: Sequence[Recording]) -> tuple[float, float, Speech]:
     """Accuracy, minutes and the model."""
-    held = [r for r in train if r.index % 10 == 5]
-    known, held_out, asked = (
-        Recordings([r for r in train if r.index % 10 != 5], masked=True),
-        Recordings(held),
-        Recordings(test),
-    )
-    epochs, batch = (2, 20) if run.smoke else (30, 32)
+    known = Recordings([r for r in train if r.index % 10 != 5], varied=True)
+    held_out, asked = (Recordings(part) for part in ([r for r in train if r.index % 10 == 5], test))
+    epochs, batch = (2, 20) if run.smoke else (40, 32)
     lightning = trainer(run, name, epochs, "val/loss", gradient_clip_val=1.0)
-    module = Speech(**({"dim": 32, "layers": 1} if run.smoke else {"dim": 128, "layers": 4}), dropout=0.1, rate=1e-3)
+    module = Speech(**({"dim": 32, "layers": 1} if run.smoke else {"dim": 128, "layers": 3}), dropout=0.1, rate=1e-3)
     batches = loader(known, Batches(known.lengths, batch, run.seed))
     minutes = fit(run, lightning, module, batches, in_order(held_out))
-    if not lightning.is_global_zero:
-        return None
     right = [found == r.digit for found, r in zip(module.answers(in_order(asked)), test, strict=True)]
     return 100 * sum(right) / len(right), minutes, module
 
@@ -139,16 +148,19 @@ def main(run: Run) -> None:
     said = recordings(find(run, "fsdd"))
     if run.smoke:
         said = [r for r in said if r.digit < 3 and r.index < 20]
-    last = sorted({r.speaker for r in said})[-1]
     official = [r for r in said if r.index >= 5], [r for r in said if r.index < 5]
-    unheard = [r for r in said if r.speaker != last], [r for r in said if r.speaker == last]
-    found, apart = learned(run, name, *official), learned(run, f"{name}-unheard", *unheard)
-    if found is None or apart is None:
+    accuracy, minutes, module = learned(run, name, *official)
+    unheard = {}
+    for speaker in sorted({r.speaker for r in said})[: 1 if run.smoke else None]:
+        apart = [r for r in said if r.speaker != speaker], [r for r in said if r.speaker == speaker]
+        unheard[speaker], more, _ = learned(run, f"{name}-without-{speaker}", *apart)
+        minutes += more
+    if int(os.environ.get("RANK", "0")):  # under torchrun, one process writes
         return
-    scores = {"accuracy": found[0], "accuracy, a speaker it never heard": apart[0]}
-    results.write(run, name, scores, found[1] + apart[1], unheard=last)
+    scores = {"accuracy": accuracy, "accuracy, a speaker it never heard": sum(unheard.values()) / len(unheard)}
+    results.write(run, name, scores, minutes, unheard=unheard)
 
-    module, shown = found[2], [next(r for r in official[1] if r.digit == digit) for digit in sorted({r.digit for r in said})]
+    shown = [next(r for r in official[1] if r.digit == digit) for digit in sorted({r.digit for r in said})]
     when = []
     for n in range(len(shown)):
         frames, lengths, _ = Recordings(shown)[[n]]
