@@ -20,6 +20,7 @@ from regard.backends.tiled import Tiled
 from regard.biases import alibi, exact, relative, t5
 from regard.checks import Changed, ShapeError, TooLarge, Unsupported
 from regard.masks import causal, dense, documents, padding, prefix, where, window
+from regard.pretrained import Pretrained
 from regard.readouts import Columns, Diagonal, Mass, Pool, Readout, Rows, TopK
 from regard.scores import additive, bilinear, cosine
 
@@ -849,6 +850,11 @@ MATRIX = matrix()
 SENTENCES = [
     row(ValueError, lambda: regard.embed([]), "embed", "at least one sentence"),
     row(TypeError, lambda: regard.embed(["one", 2]), "embed", "must be texts", "int"),
+    row(
+        ValueError,
+        lambda: regard.embed("one", model=Pretrained(torch.nn.Linear(1, 1), None, "mine", None)),
+        "embed: the model is in training mode, in which it drops by chance; call model.eval() first.",
+    ),
 ]
 
 ROWS = [*SENTENCES, *GRAPHS, *ATTACKS, *ALGEBRA, *READOUTS, *CALL, *MASKS, *PACKED, *BIASES_AND_SCORES, *QUESTIONS, *TENSORS]

@@ -146,6 +146,19 @@ def test_self_attention(name, mask):
     as_said(layer, (x,), plain(layer, x, x, mask=MASKS[mask]), mask=MASKS[mask])
 
 
+def test_a_score_for_each_head_over_grouped_keys():
+    """It makes keys for all heads out of those of a group; the values stay with the group."""
+    layer = filled(SelfAttention(12, 6, kv_heads=2, score=Additive(2, heads=6), **DOUBLE))
+
+    def compare(head: int, query: Tensor, key: Tensor) -> Tensor:
+        score = layer.score
+        return (query @ score.w_query[head] + key @ score.w_key[head]).tanh() @ score.v[head]
+
+    layer.score.double()
+    x = draw(2, 4, 12).requires_grad_()
+    as_said(layer, (x,), plain(layer, x, x, compare=compare, mask=causal), mask=causal)
+
+
 @pytest.mark.parametrize("memory_dim", [None, 12, 5])
 @pytest.mark.parametrize("name", LAYERS)
 def test_cross_attention(name, memory_dim):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regard import ShapeError, TooLarge, Unsupported, nn
-from regard.masks import causal, padding
+from regard.masks import causal, dense, padding
 from regard.nn.audio import log_mel
 from regard.nn.bahdanau import BahdanauSequenceToSequence
 from regard.nn.heads import SequenceClassifier
@@ -139,13 +139,42 @@ POSITIONS = [
     ),
     row(
         ShapeError,
+        lambda: nn.learned(4, 8)(X[:, :2], -1),
+        "learned: the table has 4 positions, 0 … 3; got tokens from -1 to 0.",
+    ),
+    row(ValueError, lambda: nn.linear(0.0), "linear: factor must be a finite number above 0; got 0.0."),
+    row(ValueError, lambda: nn.dynamic(2.0, trained=0), "dynamic: trained must be at least 1; got 0."),
+    row(ValueError, lambda: nn.yarn(2.0, 8, slow=2.0, fast=1.0), "yarn: slow must be below fast; got slow 2.0 and fast 1.0."),
+    row(ValueError, lambda: nn.llama3(-1.0, 8), "llama3: factor must be a finite number above 0; got -1.0."),
+    row(
+        ShapeError,
+        lambda: nn.rotary(dims=2, scaling=nn.dynamic(2.0, trained=2)).turn(X[:, None]),
+        "dynamic: more than 2 of a head's dims must be turned; got 2.",
+    ),
+    *(
+        row(
+            TypeError,
+            lambda make=make: make(),
+            f"{name}: position must be one of regard.nn's, such as rotary() or sinusoidal(); got",
+        )
+        for name, make in (
+            ("SelfAttention", lambda: nn.SelfAttention(8, 2, position=nn.rotary)),
+            ("SelfAttention", lambda: nn.SelfAttention(8, 2)(X, position=nn.alibi)),
+            ("Encoder", lambda: nn.Encoder(8, 2, 1, position="rotary")),
+            ("Decoder", lambda: nn.Decoder(8, 2, 1, position=nn.sinusoidal)),
+            ("Encoder", lambda: LanguageModel(5, 8, 2, 1, position=nn.rotary)),
+            ("Encoder", lambda: nn.Transformer(8, 2, 1, position=nn.rotary)),
+        )
+    ),
+    row(
+        ShapeError,
         lambda: nn.rotary(dims=10).turn(X[:, None]),
         "rotary: dims must be a multiple of 2, at most a head's dim 8; got 10.",
     ),
     row(
         ShapeError,
         lambda: nn.learned(4, 8)(X),
-        "learned: the table has 4 positions, 0 … 3; got tokens up to 4.",
+        "learned: the table has 4 positions, 0 … 3; got tokens from 0 to 4.",
     ),
     row(
         ShapeError,
@@ -321,6 +350,21 @@ LAYERS = [
         ShapeError, lambda: nn.CrossAttention(8, 2)(X[:1], X[:1], cache=kept(5)), "for a memory of shape (1, 5, 8) and a batch"
     ),
     row(
+        TypeError,
+        lambda: nn.SelfAttention(8, 2).double()(X.double(), cache=kept(3)),
+        "cache: new keys and values must have the dtype of those that it holds, torch.float32; got torch.float64.",
+    ),
+    row(
+        ValueError,
+        lambda: nn.Encoder(8, 2, 2)(X, caches=nn.Encoder(8, 2, 1).caches() * 2),
+        "Encoder: caches must hold another cache for each layer; the same one comes twice. Use .caches().",
+    ),
+    row(
+        TypeError,
+        lambda: nn.Transformer(8, 2, 1)(T, T),
+        "SelfAttention: x must hold embeddings, floats; got torch.int64 of shape (2, 4). Tokens go through TokenEmbedding, or",
+    ),
+    row(
         ShapeError,
         lambda: nn.Encoder(8, 2, 2)(X, caches=nn.Encoder(8, 2, 3).caches()),
         "Encoder: caches must hold one cache for each of 2 layers; got 3. Use .caches().",
@@ -383,6 +427,10 @@ def shorter(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found | {name: found[name][:4].clone()}
 
 
+def bert() -> nn.Bert:
+    return nn.Bert(96, 8, 2, 1, positions=6)
+
+
 PRETRAINED = [
     row(
         FileNotFoundError, stored(nn.Bert, without="model.safetensors"), "Bert: ", " has no model.safetensors; a model is saved"
@@ -396,7 +444,7 @@ PRETRAINED = [
     row(
         Unsupported,
         stored(nn.Bert, config={"hidden_act": "mish"}),
-        "Bert: the activation must be one of gelu, gelu_new, relu, silu; got 'mish'.",
+        "Bert: the activation must be one of gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish; got 'mish'.",
     ),
     row(
         Unsupported,
@@ -430,7 +478,9 @@ PRETRAINED = [
         "Bert: a text may have 3 tokens, one for each position; got 4. Shorten or split it.",
     ),
     row(
-        ShapeError, lambda: nn.GPT(5, 8, 2, 1, positions=3)(T), "learned: the table has 3 positions, 0 … 2; got tokens up to 3."
+        ShapeError,
+        lambda: nn.GPT(5, 8, 2, 1, positions=3)(T),
+        "learned: the table has 3 positions, 0 … 2; got tokens from 0 to 3.",
     ),
     row(TypeError, lambda: nn.Bert(5, 8, 2, 1)(X), "Bert: tokens must hold tokens, int64 or int32; got torch.float32 of shape"),
     row(ValueError, lambda: nn.Bert(0), "Bert: vocabulary must be at least 1; got 0."),
@@ -438,6 +488,17 @@ PRETRAINED = [
         Unsupported,
         lambda: nn.Bert(5, 8, 2, 1, pooler=False).pool(X),
         "Bert: this model has no pooler; take the first token, y[:, 0], or the mean of the tokens.",
+    ),
+    row(IndexError, lambda: bert()(T * 0 + 96), "Bert: tokens must be from 0 to 95, there are 96; got 96 to 96"),
+    row(
+        IndexError,
+        lambda: bert()(T, segments=T * 0 + 2),
+        "Bert: segments must be from 0 to 1, there are 2; got 2 to 2 in shape (2, 4).",
+    ),
+    row(
+        ShapeError,
+        lambda: bert()(T, segments=T[:, :1]),
+        "Bert: segments must have one number for each token, (2, 4); got shape (2, 1).",
     ),
 ]
 
@@ -453,8 +514,31 @@ def heard(waveform: Any = torch.zeros(2, 800), rate: int = 8000, **given: Any) -
 WORK = [
     row(ValueError, sampled(limit=0), "sample: limit must be at least 1; got 0."),
     row(ValueError, sampled(topk=0), "sample: topk must be at least 1; got 0."),
-    row(ValueError, sampled(temperature=-1.0), "sample: temperature must be at least 0; got -1.0."),
-    row(ShapeError, sampled(T[:, :0]), "sample: a beginning must be (batch, n) with at least one token; got shape (2, 0)."),
+    row(ValueError, sampled(temperature=-1.0), "sample: temperature must be a number from 0 on; got -1.0."),
+    row(
+        ShapeError,
+        sampled(T[:, :0]),
+        "sample: source must be (batch, n), with one row and one token at least; got shape (2, 0).",
+    ),
+    row(TypeError, sampled([[1, 2]]), "sample: source must be a tensor of tokens (batch, n); got list."),
+    row(
+        Unsupported,
+        lambda: nn.sample(
+            nn.GPT(5, 8, 2, 1), T, limit=2, mask=padding(keep=torch.tensor([[False, True, True, True], [True] * 4]))
+        ),
+        "LanguageModel: Learned(length=1024, dim=8) counts padding as it counts tokens, so beginnings that a mask hides a part",
+    ),
+    row(ShapeError, lambda: nn.FirstToken()(X[:, :0]), "FirstToken: x must have a token at least; got shape (2, 0, 8)."),
+    row(
+        ShapeError,
+        lambda: Mean()(X, mask=dense(torch.ones(1, 2, 5, 5, dtype=torch.bool))),
+        "Mean: dense mask of shape (1, 2, 5, 5) does not broadcast to (2, 1, 5, 5)",
+    ),
+    row(
+        ShapeError,
+        lambda: nn.TokenClassifier(nn.Encoder(8, 2, 1), 6, 3)(X),
+        "TokenClassifier: what its body Encoder makes must be (batch, n, 6); got shape (2, 5, 8).",
+    ),
     row(
         TypeError,
         lambda: Mean()(X, mask=[5, 3]),
@@ -464,7 +548,7 @@ WORK = [
     row(
         IndexError,
         lambda: TokenEmbedding(3, 4)(torch.tensor([[0, 5]])),
-        "TokenEmbedding: tokens must be from 0 to 2, the vocabulary has 3; got 0 to 5 in shape (1, 2).",
+        "TokenEmbedding: tokens must be from 0 to 2, there are 3; got 0 to 5 in shape (1, 2).",
     ),
     row(
         ShapeError,

@@ -603,11 +603,11 @@ BAD: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
         Unsupported,
         lambda: nn.SequenceClassifier(nn.Bert(WORDS, DIM, 2, 1, pooler=False), DIM, 3, "body")(TOKENS),
     ),
-    "TextEncoder: what a head takes must be (batch, n, 12); got shape (3, 7, 16)": (
+    "TokenClassifier: what its body TextEncoder makes must be (batch, n, 12); got shape (3, 7, 16)": (
         ShapeError,
         lambda: nn.TokenClassifier(text(), 12, 3)(TOKENS),
     ),
-    "Flatten: what a head takes must be (batch, n, 16); got shape (3, 112)": (
+    "SequenceClassifier: what its body Flatten makes must be (batch, n, 16); got shape (3, 112)": (
         ShapeError,
         lambda: nn.SequenceClassifier(theirs.Flatten(), DIM, 3)(X),
     ),
@@ -637,11 +637,11 @@ BAD: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
         ValueError,
         lambda: nn.sample(language(), TOKENS, limit=2, end=WORDS),
     ),
-    "TokenEmbedding: tokens must be from 0 to 10, the vocabulary has 11; got -1 to 3 in shape (1, 2)": (
+    "TokenEmbedding: tokens must be from 0 to 10, there are 11; got -1 to 3 in shape (1, 2)": (
         IndexError,
         lambda: text()(torch.tensor([[-1, 3]])),
     ),
-    "the vocabulary has 9; got 0 to 9": (IndexError, lambda: translator()(TOKENS, torch.tensor([[0, 9]] * 3))),
+    "there are 9; got 0 to 9": (IndexError, lambda: translator()(TOKENS, torch.tensor([[0, 9]] * 3))),
     "TokenEmbedding: tokens must hold tokens, int64 or int32; got torch.float32": (TypeError, lambda: text()(TOKENS.float())),
     "TokenEmbedding: tokens must be (batch, n), with one row": (ShapeError, lambda: text()(TOKENS[0])),
     "SequenceToSequence: source must be (batch, n)": (ShapeError, lambda: translator()(TOKENS[0], TARGETS)),

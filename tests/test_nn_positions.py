@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -171,6 +172,25 @@ def test_one_graph_serves_every_length():
         x = torch.randn(2, n, 8)
         torch.testing.assert_close(compiled(x), run(x))
     assert len(graphs) == 1
+
+
+def test_what_rotary_keeps_is_asked_for_again_or_not_at_all():
+    """Each layer of a stack asks twice; another length, dtype, place, mode or device gets its own waves."""
+    position, x = nn.rotary(), torch.randn(1, 1, 5, 8)
+    first = position.turn(x)
+    kept = position._kept
+    assert position.turn(x).equal(first)
+    assert position._kept is kept
+    for other, offset in ((x[:, :, :3], 0), (x, 2), (x.double(), 0), (x[..., :4], 0)):
+        assert position.turn(other, offset).equal(nn.rotary().turn(other, offset))
+    with torch.inference_mode():
+        position.turn(x)
+    leaf = x.clone().requires_grad_()
+    position.turn(leaf).sum().backward()  # an inference tensor could not be saved for that
+    position.base = 50.0
+    assert position.turn(x).equal(nn.rotary(50.0).turn(x))
+    assert position.turn(x.to("meta")).is_meta
+    assert pickle.loads(pickle.dumps(position)).turn(x).equal(position.turn(x))
 
 
 def test_low_precision_is_turned_by_angles_of_full_precision():

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 import regard
 from regard import nn, pretrained
-from regard.masks import padding
+from regard.masks import causal, padding
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 KEEP = torch.tensor([[1] * 9, [1] * 6 + [0] * 3])
@@ -45,7 +45,7 @@ def same(found: torch.Tensor, due: torch.Tensor) -> None:
     torch.testing.assert_close(found, due, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"])
 def test_bert_equals_transformers(tmp_path: Path, act: str) -> None:
     theirs = bert(act)
     theirs.save_pretrained(tmp_path)
@@ -95,6 +95,17 @@ def test_gpt_equals_transformers(tmp_path: Path) -> None:
     ours.save_pretrained(tmp_path / "again")
     back = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again").eval()
     same(back(ids).logits, due.logits)
+
+
+HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "DoubleHeads")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_gpt_leaves_out_what_belongs_to_heads(tmp_path: Path, head: str) -> None:
+    kind = getattr(transformers, f"GPT2{head}Model" if head == "DoubleHeads" else f"GPT2For{head}")
+    theirs = kind(gpt2().config).eval()
+    theirs.save_pretrained(tmp_path)
+    same(nn.GPT.from_pretrained(tmp_path).body(tokens(), mask=causal), theirs.transformer(tokens()).last_hidden_state)
 
 
 def test_gpt_writes_what_transformers_writes(tmp_path: Path) -> None:
@@ -208,7 +219,10 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
         nn.Bert.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_act": "mish"}))
-    with pytest.raises(regard.Unsupported, match="the activation must be one of gelu, gelu_new, relu, silu; got 'mish'"):
+    with pytest.raises(
+        regard.Unsupported,
+        match="the activation must be one of gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish; got 'mish'",
+    ):
         nn.Bert.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "roberta"}))
     with pytest.raises(regard.Unsupported, match="must be of model_type 'bert'; got 'roberta'"):
@@ -228,11 +242,11 @@ def test_bad_inputs_are_named() -> None:
     for given, sentence in (
         ({"limit": 0}, "limit must be at least 1; got 0"),
         ({"limit": 1, "topk": 0}, "topk must be at least 1; got 0"),
-        ({"limit": 1, "temperature": -1.0}, "temperature must be at least 0; got -1.0"),
+        ({"limit": 1, "temperature": -1.0}, "temperature must be a number from 0 on; got -1.0"),
     ):
         with pytest.raises(ValueError, match=sentence):
             nn.sample(model, tokens(), **given)
-    with pytest.raises(regard.ShapeError, match=r"must be \(batch, n\) with at least one token; got shape \(2, 0\)"):
+    with pytest.raises(regard.ShapeError, match=r"source must be \(batch, n\), .* got shape \(2, 0\)"):
         nn.sample(model, tokens()[:, :0], limit=1)
 
 

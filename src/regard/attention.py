@@ -409,7 +409,11 @@ class Attention(TensorLike):
 
     def _value(self, value: Tensor) -> Tensor:
         _, kv_heads, keys, _ = self.call.key.shape
-        return self._operand("A @ v", "values", "keys", cast(value), keys, (kv_heads, self.call.query.shape[1]))
+        heads, given = self.call.query.shape[1], cast(value)
+        fits: tuple[int, ...] = (kv_heads, heads)
+        if isinstance(given, Tensor) and given.ndim > 2 and 0 < given.shape[-3] < heads and heads % given.shape[-3] == 0:
+            fits = (*fits, given.shape[-3])  # a score may have made more key heads of fewer
+        return self._operand("A @ v", "values", "keys", given, keys, fits)
 
     def _operand(self, operation: str, name: str, axis: str, given: Tensor, length: int, heads: tuple[int, ...]) -> Tensor:
         tensor = checks.operand(operation, name, given, self.call.query.device)

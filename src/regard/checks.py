@@ -270,6 +270,12 @@ def sentences(operation: str, given: Sequence[object]) -> None:
             raise TypeError(f"{operation}: sentences must be texts; got {type(text).__name__}.")
 
 
+def evaluated(operation: str, training: bool) -> None:
+    """A model that drops nothing."""
+    if training:
+        raise ValueError(f"{operation}: the model is in training mode, in which it drops by chance; call model.eval() first.")
+
+
 def words_fit(operation: str, shape: tuple[int, ...], queries: int, keys: int, most: int) -> None:
     """One word for each row and each column of a matrix that is small enough to be drawn."""
     if shape != (queries, keys):

@@ -33,7 +33,8 @@ def embed(sentences: str | Sequence[str], word: str | None = None, *, model: str
             all-MiniLM-L6-v2.
 
     Raises:
-        ValueError: a sentence without the word. Refused: a model that cannot be had, a text that is too long.
+        ValueError: a sentence without the word, a model in training mode. Refused: a model that cannot be had, a text that is
+            too long.
 
     Source: Peters et al. 2018, "Deep Contextualized Word Representations".
 
@@ -47,6 +48,7 @@ def embed(sentences: str | Sequence[str], word: str | None = None, *, model: str
     checks.sentences("embed", sentences)
     spans = [None if word is None else _place(sentence, word) for sentence in sentences]
     loaded: Any = model if isinstance(model, pretrained.Pretrained) else pretrained.load(model)
+    checks.evaluated("embed", loaded.model.training)
     found = []
     for sentence, span in zip(sentences, spans, strict=True):
         tokens = pretrained.tokenize(loaded, sentence)
@@ -61,7 +63,7 @@ def embed(sentences: str | Sequence[str], word: str | None = None, *, model: str
 
 def _place(sentence: str, word: str) -> tuple[int, int]:
     """Where a word stands: its first and last character."""
-    match = None if not word.strip() else re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.IGNORECASE)
+    match = None if not word.strip() else re.search(rf"(?<!\w){re.escape(word)}(?![\w+#])", sentence, re.IGNORECASE)
     if match is None:
         raise ValueError(f"embed: the word {word!r} must stand in every sentence; it is not in {sentence!r}.")
     return match.span()

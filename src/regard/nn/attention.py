@@ -174,6 +174,7 @@ class SelfAttention(AttentionLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, heads, None, kv_heads, bias, output, score, norm, dropout, device, dtype)
+        checks.position(type(self).__name__, position)
         self.position = position
 
     def forward(
@@ -197,6 +198,7 @@ class SelfAttention(AttentionLayer):
         checks.embeddings(layer, "x", x, self.dim)
         checks.mask(layer, "mask", mask)
         query, key, value = self._projected(x)
+        checks.position(layer, position)
         position = self.position if position is None else position
         if position is not None:
             start = 0 if cache is None else cache.length
@@ -267,7 +269,8 @@ class CrossAttention(AttentionLayer):
         Args:
             x: (batch, n, dim). memory: (batch, keys, memory_dim).
             mask: who may meet, one of `regard.masks`, such as padding(lengths of the memory); None = everyone.
-            cache: holds the memory's keys and values after the first step, which are not computed again.
+            cache: holds the memory's keys and values after the first step, which are not computed again; another memory needs
+                an empty one.
         """
         layer = type(self).__name__
         checks.embeddings(layer, "x", x, self.dim)

@@ -14,7 +14,14 @@ from regard.nn.block import Function
 from regard.nn.encoder import Encoder
 from regard.nn.positions import learned
 
-ACTIVATIONS: dict[str, Function] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
+ACTIVATIONS: dict[str, Function] = {  # the first name of each is the one that is written
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
 
 
 def _both(ours: str, theirs: str) -> dict[str, str]:
@@ -130,10 +137,23 @@ class Bert(nn.Module):
         """
         checks.tokens("Bert", "tokens", tokens)
         checks.within_positions("Bert", tokens.shape[-1], len(self.position.table))
-        x = self.words(tokens)
-        x = x + (self.segments.weight[0] if segments is None else self.segments(segments))
+        x = self._of("tokens", self.words, tokens)
+        if segments is None:
+            x = x + self.segments.weight[0]
+        else:
+            checks.tokens("Bert", "segments", segments)
+            checks.one_for_each("Bert", "segments", segments, tokens)
+            x = x + self._of("segments", self.segments, segments)
         x = self.dropout(self.norm(self.position(x)))
         return self.encoder(x, mask=mask, return_attention=return_attention)
+
+    def _of(self, name: str, table: nn.Embedding, numbers: Tensor) -> Tensor:
+        """Rows of a table."""
+        try:
+            rows: Tensor = table(numbers)
+        except IndexError:
+            checks.beyond("Bert", name, numbers, table.num_embeddings)
+        return rows
 
     def pool(self, y: Tensor) -> Tensor:
         """tanh(W y_0 + b) of the first token, (batch, n, dim) → (batch, dim); what BERT's own classifiers see."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
-from math import isfinite
+from collections.abc import Mapping, Sequence
+from math import inf, isfinite
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.checks import ShapeError, Unsupported, fits_dense, mask_lies_on, one_of, probability
 from regard.checks import choice as choice
@@ -64,10 +64,21 @@ def mask(layer: str, name: str, given: object) -> None:
         )
 
 
+def position(layer: str, given: object) -> None:
+    """A position that has been made."""
+    if given is not None and not (isinstance(given, nn.Module) and hasattr(given, "turn")):
+        raise TypeError(f"{layer}: position must be one of regard.nn's, such as rotary() or sinusoidal(); got {given!r}.")
+
+
 def embeddings(layer: str, name: str, x: object, dim: int | None, least: int = 2) -> None:
     """Embeddings of that size."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{layer}: {name} must be a tensor (batch, n, dim); got {type(x).__name__}.")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{layer}: {name} must hold embeddings, floats; got {x.dtype} of shape {listed(x.shape)}. Tokens go through "
+            "TokenEmbedding, or into a model that begins with one: TextEncoder, LanguageModel, SequenceToSequence."
+        )
     if x.ndim < least or (dim is not None and x.shape[-1] != dim):
         wanted = "dim" if dim is None else f"{dim}"
         raise ShapeError(f"{layer}: {name} must be (batch, n, {wanted}); got shape {listed(x.shape)}.")
@@ -86,6 +97,10 @@ def continues(seen: Tensor, new: Tensor) -> None:
             "cache: new keys and values must have the batch, the heads and the dim of those that it holds; got "
             f"{listed(new.shape)} after {listed(seen.shape)}. Start each batch with an empty cache."
         )
+    if seen.dtype != new.dtype:
+        raise TypeError(
+            f"cache: new keys and values must have the dtype of those that it holds, {seen.dtype}; got {new.dtype}."
+        )
 
 
 def of_memory(layer: str, seen: Tensor, query: Tensor, memory: Tensor) -> None:
@@ -97,8 +112,10 @@ def of_memory(layer: str, seen: Tensor, query: Tensor, memory: Tensor) -> None:
         )
 
 
-def caches(layer: str, given: Sized, count: int) -> None:
+def caches(layer: str, given: Sequence[object], count: int) -> None:
     """One cache for each layer."""
+    if not torch.compiler.is_compiling() and len({id(cache) for cache in given}) < len(given):
+        raise ValueError(f"{layer}: caches must hold another cache for each layer; the same one comes twice. Use .caches().")
     if len(given) != count:
         raise ShapeError(f"{layer}: caches must hold one cache for each of {count} layers; got {len(given)}. Use .caches().")
 
@@ -168,15 +185,14 @@ def has_pooler(found: bool) -> None:
         raise Unsupported("Bert: this model has no pooler; take the first token, y[:, 0], or the mean of the tokens.")
 
 
-def sampling(source: Tensor, limit: int, temperature: float, topk: int | None) -> None:
+def sampling(source: object, limit: int, temperature: float, topk: int | None) -> None:
     """What a text can be written on with."""
+    tokens("sample", "source", source)
     whole_number("sample", "limit", limit, least=1)
     if topk is not None:
         whole_number("sample", "topk", topk, least=1)
-    if not temperature >= 0:
-        raise ValueError(f"sample: temperature must be at least 0; got {temperature!r}.")
-    if source.ndim != 2 or not source.shape[1]:
-        raise ShapeError(f"sample: a beginning must be (batch, n) with at least one token; got shape {listed(source.shape)}.")
+    if not isinstance(temperature, int | float) or not temperature >= 0:
+        raise ValueError(f"sample: temperature must be a number from 0 on; got {temperature!r}.")
 
 
 # -- positions --------------------------------------------------------------------------------------------------------
@@ -187,6 +203,21 @@ def base(position: str, value: float) -> float:
     if not value > 1:
         raise ValueError(f"{position}: base must be above 1; got {value!r}.")
     return float(value)
+
+
+def scaling(name: str, factor: float, trained: int = 1, slow: float = 0.0, fast: float = 1.0) -> None:
+    """By how much a length is stretched, and which pairs of dimensions."""
+    if not isinstance(factor, int | float) or not 0 < factor < inf:
+        raise ValueError(f"{name}: factor must be a finite number above 0; got {factor!r}.")
+    whole_number(name, "trained", trained, least=1)
+    if not slow < fast:
+        raise ValueError(f"{name}: slow must be below fast; got slow {slow!r} and fast {fast!r}.")
+
+
+def has_pairs(name: str, dims: int) -> None:
+    """More than one pair of dimensions, for a base to grow with."""
+    if dims <= 2:
+        raise ShapeError(f"{name}: more than 2 of a head's dims must be turned; got {dims}.")
 
 
 def grid(position: str, value: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -225,8 +256,10 @@ def in_table(offset: int, n: int, dim: int, length: int, width: int) -> None:
     """Positions that have been learned, for embeddings of that dim."""
     if dim != width:
         raise ShapeError(f"learned: the table and the embeddings must have the same dim; got {width} and {dim}.")
-    if offset + n > length:
-        raise ShapeError(f"learned: the table has {length} positions, 0 … {length - 1}; got tokens up to {offset + n - 1}.")
+    if offset < 0 or offset + n > length:
+        raise ShapeError(
+            f"learned: the table has {length} positions, 0 … {length - 1}; got tokens from {offset} to {offset + n - 1}."
+        )
 
 
 # -- multihead --------------------------------------------------------------------------------------------------------
@@ -403,15 +436,37 @@ def counting_mask(layer: str, given: object, batch: int, n: int) -> Mask:
     mask(layer, "mask", given)
     if not isinstance(given, Mask):
         raise TypeError(f"{layer}: mask must be one of regard.masks, such as padding(lengths); got {type(given).__name__}.")
-    mask_lies_on(layer, given, batch, None, n, n)
+    mask_lies_on(layer, given, batch, 1, n, n)  # a mask of several heads says several things
     return given
 
 
-def beyond(layer: str, given: Tensor, vocabulary: int) -> NoReturn:
+def beyond(layer: str, name: str, given: Tensor, count: int) -> NoReturn:
     """Tokens that nobody knows."""
     raise IndexError(
-        f"{layer}: tokens must be from 0 to {vocabulary - 1}, the vocabulary has {vocabulary}; got {int(given.min())} to "
-        f"{int(given.max())} in shape {listed(given.shape)}."
+        f"{layer}: {name} must be from 0 to {count - 1}, there are {count}; got {int(given.min())} to {int(given.max())} in "
+        f"shape {listed(given.shape)}."
+    )
+
+
+def one_for_each(model: str, name: str, given: Tensor, tokens: Tensor) -> None:
+    """A number for each token."""
+    if given.shape != tokens.shape:
+        raise ShapeError(
+            f"{model}: {name} must have one number for each token, {listed(tokens.shape)}; got shape {listed(given.shape)}."
+        )
+
+
+def has_token(layer: str, x: Tensor) -> None:
+    """Sequences that are not empty."""
+    if not x.shape[1]:
+        raise ShapeError(f"{layer}: x must have a token at least; got shape {listed(x.shape)}.")
+
+
+def counts_padding(model: str, position: object) -> NoReturn:
+    """Beginnings of unlike length, for a model that tells places by counting from the first column."""
+    raise Unsupported(
+        f"{model}: {position} counts padding as it counts tokens, so beginnings that a mask hides a part of would stand in "
+        "wrong places; start each length by itself, or use rotary(), alibi() or relative()."
     )
 
 

@@ -123,6 +123,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         checks.whole_number(type(self).__name__, "layers", layers, least=1)
+        checks.position(type(self).__name__, position)
         self.layers = nn.ModuleList([EncoderLayer(dim, heads, **options) for _ in range(layers)])
         self.position = position
         self.norm = last_norm(dim, final_norm, options)

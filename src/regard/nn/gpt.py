@@ -42,7 +42,7 @@ NAMES = weights.Names(
     theirs="h.",
     transposed=("attn.c_attn.weight", "c_proj.weight", "c_fc.weight"),
     prefixes=("transformer.",),
-    ignored=("lm_head.", "score."),
+    ignored=("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head."),
 )
 
 

@@ -74,7 +74,7 @@ class TokenClassifier(nn.Module):
             x: what the body takes, such as tokens (batch, n). mask: which of them there are, such as padding(lengths).
             inputs: what else the body takes.
         """
-        y, attentions = embedded(self.body, x, self.output.in_features, mask, return_attention, inputs)
+        y, attentions = embedded(self, x, mask, return_attention, inputs)
         logits = self.output(self.dropout(y))
         return (logits, attentions) if return_attention else logits
 
@@ -127,7 +127,7 @@ class SequenceClassifier(nn.Module):
             x: what the body takes, such as tokens (batch, n). mask: which of them there are, such as padding(lengths).
             inputs: what else the body takes.
         """
-        y, attentions = embedded(self.body, x, self.output.in_features, mask, return_attention, inputs)
+        y, attentions = embedded(self, x, mask, return_attention, inputs)
         body: Any = self.body
         if hasattr(body, "mask_of_outputs"):  # it makes fewer embeddings than it was given
             mask = body.mask_of_outputs(x, mask)
@@ -157,14 +157,15 @@ class SequenceClassifier(nn.Module):
 
 
 def embedded(
-    body: nn.Module, x: Tensor, dim: int, mask: Mask | None, return_attention: bool, inputs: dict[str, Any]
+    head: TokenClassifier | SequenceClassifier, x: Tensor, mask: Mask | None, return_attention: bool, inputs: dict[str, Any]
 ) -> tuple[Tensor, Any]:
-    """What the body makes of x, (batch, n, dim), and what it hands out."""
+    """What the head's body makes of x, (batch, n, dim), and what it hands out."""
     given = dict(inputs)
     if mask is not None:
         given["mask"] = mask
     if return_attention:
         given["return_attention"] = True
-    y, attentions = parted(body(x, **given))
-    checks.embeddings(type(body).__name__, "what a head takes", y, dim, least=3)
+    y, attentions = parted(head.body(x, **given))
+    made = f"what its body {type(head.body).__name__} makes"
+    checks.embeddings(type(head).__name__, made, y, head.output.in_features, least=3)
     return y, attentions

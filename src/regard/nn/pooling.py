@@ -38,7 +38,7 @@ class FirstToken(nn.Module):
     """The first token's embedding, such as BERT's [CLS] or a class token: y = x_0.
 
     Raises:
-        ShapeError: x that is not (batch, n, dim). TypeError: a mask that is none of `regard.masks`.
+        ShapeError: x that is not (batch, n, dim), or has no tokens. TypeError: a mask that is none of `regard.masks`.
 
     Source: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding".
 
@@ -50,6 +50,7 @@ class FirstToken(nn.Module):
         """(batch, n, dim) → (batch, dim), whatever the mask."""
         checks.embeddings("FirstToken", "x", x, None, least=3)
         checks.mask("FirstToken", "mask", mask)
+        checks.has_token("FirstToken", x)
         return x[:, 0]
 
 
@@ -72,7 +73,7 @@ class Mean(nn.Module):
         checks.embeddings("Mean", "x", x, None, least=3)
         keep = counted("Mean", mask, x)
         if keep is None:
-            return x.mean(1)
+            return x.mean(1) if x.shape[1] else x.sum(1)
         wide = torch.promote_types(x.dtype, torch.float32)  # a sum of many tokens may be beyond the range of 16 bits
         total = x.masked_fill(~keep[..., None], 0).sum(1, dtype=wide)
         return (total / keep.sum(1, keepdim=True).clamp(min=1)).to(x.dtype)

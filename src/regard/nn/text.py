@@ -16,6 +16,7 @@ from regard.nn.block import parted
 from regard.nn.cache import Cache
 from regard.nn.encoder import Encoder
 from regard.nn.pooling import there
+from regard.nn.positions.base import adds
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -73,7 +74,7 @@ class TokenEmbedding(nn.Module):
         try:
             x = F.embedding(tokens, self.weight)
         except IndexError:
-            checks.beyond("TokenEmbedding", tokens, self.vocabulary)
+            checks.beyond("TokenEmbedding", "tokens", tokens, self.vocabulary)
         return self.dropout(x * math.sqrt(self.dim))
 
     def logits(self, y: Tensor) -> Tensor:
@@ -210,24 +211,29 @@ class LanguageModel(nn.Module):
     def start(self, source: Tensor, mask: Mask | None = None) -> Writing:
         """Reads a beginning, (batch, n), which may be empty: what comes next is asked of `step`.
 
-        mask: which of its tokens there are, padding(keep=…). Beginnings of unlike length are padded on the left; positions
-        count the padding, which rotary, alibi and relative ones do not notice. Unsupported for models that see what comes.
+        mask: which of its tokens there are, padding(keep=…). Beginnings of unlike length are padded on the left; rotary, alibi
+        and relative positions do not notice. Unsupported for positions that would count the padding, and for models that see
+        what comes.
         """
         checks.writes("LanguageModel", self.mask)
         checks.beginning("LanguageModel", source)
         state = Writing(self.body.encoder.caches(), there("LanguageModel", mask, source))
+        position = self.body.encoder.position
+        if state.keep is not None and adds(position) and not bool(state.keep.all()):
+            checks.counts_padding("LanguageModel", position)
         if source.shape[-1]:
-            self.body(source, mask=self._mask(state), caches=state.caches)
+            self.body(source, mask=self._mask(state.keep), caches=state.caches)
         return state
 
     def step(self, tokens: Tensor, state: Writing) -> Tensor:
         """Logits for what comes next, (rows, new, vocabulary), after tokens (rows, new); advances the state."""
-        if state.keep is not None:
-            state.keep = F.pad(state.keep, (0, tokens.shape[-1]), value=True)
-        return self._logits(self.body(tokens, mask=self._mask(state), caches=state.caches))
+        keep = None if state.keep is None else F.pad(state.keep, (0, tokens.shape[-1]), value=True)
+        logits = self._logits(self.body(tokens, mask=self._mask(keep), caches=state.caches))
+        state.keep = keep
+        return logits
 
-    def _mask(self, state: Writing) -> Mask | None:
-        return both(self.mask, None if state.keep is None else padding(keep=state.keep))
+    def _mask(self, keep: Tensor | None) -> Mask | None:
+        return both(self.mask, None if keep is None else padding(keep=keep))
 
     def _logits(self, y: Tensor) -> Tensor:
         logits: Tensor = (self.body.embedding.logits if self.output is None else self.output)(y)

@@ -171,9 +171,10 @@ def gradients(call: Call, value: Tensor, output: Tensor, log_sum: Tensor, grad: 
     for block in blocks(shape, query.shape[2], key.shape[2]):
         rows, columns = slice(block.first, None), slice(block.begin, block.end)
         q, k, v, a = block.of(query, key, values, added)
-        found = kernel.backward(
-            above[..., rows, :], q, k, v, output[..., rows, :], finite[..., rows], block.causal, a, call.scale
-        )
+        upper = (above, output, finite)  # those of its rows
+        if block.first:
+            upper = above[..., rows, :], output[..., rows, :], finite[..., rows]
+        found = kernel.backward(upper[0], q, k, v, *upper[1:], block.causal, a, call.scale)
         by_query = _added(by_query, found[0], query, rows)
         by_key = _added(by_key, found[1], key, columns)
         by_value = _added(by_value, found[2], values, columns)

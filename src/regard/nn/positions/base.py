@@ -28,3 +28,8 @@ class Position(nn.Module):
     def bias(self) -> Bias | None:
         """What is added to the scores."""
         return None
+
+
+def adds(position: Position | None) -> bool:
+    """Whether it adds to the embeddings at the entry, where it counts from the first column."""
+    return position is not None and type(position).forward is not Position.forward

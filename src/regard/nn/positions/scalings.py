@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from regard.nn import checks
+
 
 class Scaling(Protocol):
     """What `rotary` can be scaled by."""
@@ -37,6 +39,9 @@ class linear:
     factor: float
     magnitude = 1.0
 
+    def __post_init__(self) -> None:
+        checks.scaling("linear", self.factor)
+
     def rates(self, rates: Tensor, base: float, dims: int, length: int) -> Tensor:
         """All rates by the factor."""
         return rates / self.factor
@@ -56,8 +61,12 @@ class dynamic:
     trained: int
     magnitude = 1.0
 
+    def __post_init__(self) -> None:
+        checks.scaling("dynamic", self.factor, self.trained)
+
     def rates(self, rates: Tensor, base: float, dims: int, length: int) -> Tensor:
         """The rates of the larger base."""
+        checks.has_pairs("dynamic", dims)
         seen = max(length, self.trained)
         larger = base * (self.factor * seen / self.trained - (self.factor - 1)) ** (dims / (dims - 2))
         return larger ** (-torch.arange(0, dims, 2, device=rates.device, dtype=torch.float32) / dims)
@@ -78,6 +87,9 @@ class yarn:
     trained: int
     fast: float = 32.0
     slow: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.scaling("yarn", self.factor, self.trained, self.slow, self.fast)
 
     @property
     def magnitude(self) -> float:
@@ -111,6 +123,9 @@ class llama3:
     slow: float = 1.0
     fast: float = 4.0
     magnitude = 1.0
+
+    def __post_init__(self) -> None:
+        checks.scaling("llama3", self.factor, self.trained, self.slow, self.fast)
 
     def rates(self, rates: Tensor, base: float, dims: int, length: int) -> Tensor:
         """Interpolated by wavelength."""

@@ -26,11 +26,34 @@ class Rotary(Position):
         self.base, self.grid = checks.base("rotary", base), checks.grid("rotary", grid)
         self.dims = None if dims is None else checks.whole_number("rotary", "dims", dims, least=2)
         self.interleaved, self.scaling = interleaved, scaling
+        self._kept: tuple[tuple[object, ...], tuple[Tensor, Tensor]] | None = None
 
     def turn(self, x: Tensor, offset: int = 0) -> Tensor:
         n, width = x.shape[-2:]
         dims = width if self.dims is None else self.dims
         checks.turned(dims, width, self.grid)
+        cos, sin = self._known(x, offset, n, dims)
+        part = x[..., :dims]
+        if self.interleaved:
+            a, b = part[..., 0::2], part[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        else:
+            a, b = part.chunk(2, -1)
+            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        return turned if dims == width else torch.cat((turned, x[..., dims:]), -1)
+
+    def _known(self, x: Tensor, offset: int, n: int, dims: int) -> tuple[Tensor, Tensor]:
+        """The waves for x; kept until others are asked for, because each layer of a stack asks for the same ones, twice."""
+        if torch.compiler.is_compiling() or type(x) is not Tensor:  # what is traced must not be kept
+            return self._waves(x, offset, n, dims)
+        told = (offset, n, dims, x.device, x.dtype, self.base, self.grid, self.scaling, torch.is_inference_mode_enabled())
+        kept = self._kept
+        if kept is None or kept[0] != told:
+            kept = self._kept = (told, self._waves(x, offset, n, dims))
+        return kept[1]
+
+    def _waves(self, x: Tensor, offset: int, n: int, dims: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the angles, (n, dims / 2) in the dtype of x."""
         places = torch.arange(offset, offset + n, device=x.device)
         if self.grid is None:
             angles = self._angles(places, dims, offset + n)
@@ -40,15 +63,7 @@ class Rotary(Position):
             axes = places // self.grid[1], places % self.grid[1]
             angles = torch.cat([self._angles(axis, half, offset + n) for axis in axes], -1)
         magnitude = 1.0 if self.scaling is None else self.scaling.magnitude
-        cos, sin = (angles.cos() * magnitude).to(x.dtype), (angles.sin() * magnitude).to(x.dtype)
-        part = x[..., :dims]
-        if self.interleaved:
-            a, b = part[..., 0::2], part[..., 1::2]
-            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-        else:
-            a, b = part.chunk(2, -1)
-            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-        return turned if dims == width else torch.cat((turned, x[..., dims:]), -1)
+        return (angles.cos() * magnitude).to(x.dtype), (angles.sin() * magnitude).to(x.dtype)
 
     def _angles(self, places: Tensor, dims: int, length: int) -> Tensor:
         """(n, dims / 2) in float32, radians."""
