@@ -489,6 +489,16 @@ PRETRAINED = [
         lambda: nn.Bert(5, 8, 2, 1, pooler=False).pool(X),
         "Bert: this model has no pooler; take the first token, y[:, 0], or the mean of the tokens.",
     ),
+    row(
+        IndexError,
+        lambda: RecurrentSequenceToSequence(5, 5, 4, 4)(T, T * 0 + 5),
+        "RecurrentSequenceToSequence: target must be from 0 to 4, there are 5; got ",
+    ),
+    row(
+        IndexError,
+        lambda: BahdanauSequenceToSequence(5, 5, 4, 4)(T * 0 + 5, T, padding([4, 2])),
+        "BahdanauSequenceToSequence: source must be from 0 to 4, there are 5; got ",
+    ),
     row(IndexError, lambda: bert()(T * 0 + 96), "Bert: tokens must be from 0 to 95, there are 96; got 96 to 96"),
     row(
         IndexError,

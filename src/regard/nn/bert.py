@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regard.masks import Mask
 from regard.nn import checks, weights
-from regard.nn.block import Function
+from regard.nn.block import Function, looked_up
 from regard.nn.encoder import Encoder
 from regard.nn.positions import learned
 
@@ -137,23 +137,15 @@ class Bert(nn.Module):
         """
         checks.tokens("Bert", "tokens", tokens)
         checks.within_positions("Bert", tokens.shape[-1], len(self.position.table))
-        x = self._of("tokens", self.words, tokens)
+        x = looked_up("Bert", "tokens", self.words, tokens)
         if segments is None:
             x = x + self.segments.weight[0]
         else:
             checks.tokens("Bert", "segments", segments)
             checks.one_for_each("Bert", "segments", segments, tokens)
-            x = x + self._of("segments", self.segments, segments)
+            x = x + looked_up("Bert", "segments", self.segments, segments)
         x = self.dropout(self.norm(self.position(x)))
         return self.encoder(x, mask=mask, return_attention=return_attention)
-
-    def _of(self, name: str, table: nn.Embedding, numbers: Tensor) -> Tensor:
-        """Rows of a table."""
-        try:
-            rows: Tensor = table(numbers)
-        except IndexError:
-            checks.beyond("Bert", name, numbers, table.num_embeddings)
-        return rows
 
     def pool(self, y: Tensor) -> Tensor:
         """tanh(W y_0 + b) of the first token, (batch, n, dim) → (batch, dim); what BERT's own classifiers see."""

@@ -73,6 +73,15 @@ class gated:
 Activation = Function | gated
 
 
+def looked_up(model: str, name: str, table: nn.Embedding, numbers: Tensor) -> Tensor:
+    """Rows of a table; numbers beyond it are named."""
+    try:
+        rows: Tensor = table(numbers)
+    except IndexError:
+        checks.beyond(model, name, numbers, table.num_embeddings)
+    return rows
+
+
 def parted(found: Any) -> tuple[Tensor, Any]:
     """What a layer found, and its matrix: None where nobody asked, because a matrix keeps its queries and keys alive."""
     return found if isinstance(found, tuple) else (found, None)

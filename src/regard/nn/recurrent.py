@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from regard.masks import Mask
 from regard.nn import checks
+from regard.nn.block import looked_up
 from regard.nn.steps import Cell, Hidden, Reader, RecurrentDecoding, State, network
 
 
@@ -69,7 +70,7 @@ class WordByWord(nn.Module):
             checks.embeddings("WordByWord", "x", x, self.network.input_size, least=3)
         else:
             checks.tokens("WordByWord", "x", x)
-            x = self.embedding(x)
+            x = looked_up("WordByWord", "x", self.embedding, x)
         y, state = self.network(self.drop(x), state)
         return self.output(self.drop(y)), state
 

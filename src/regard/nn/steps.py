@@ -19,6 +19,7 @@ import regard
 from regard.checks import mask_fits
 from regard.masks import Mask, padding
 from regard.nn import checks
+from regard.nn.block import looked_up
 from regard.scores import Score, dot
 
 Cell = Literal["gru", "lstm"]
@@ -135,10 +136,10 @@ class Reader(nn.Module):
         checks.tokens(self.model, "source", source)
         keep = self._seen(source, mask)
         if keep is None:
-            states, last = self.network(self.drop(self.embedding(source)))
+            states, last = self.network(self.drop(looked_up(self.model, "source", self.embedding, source)))
             return states, last, None
         order = (~keep).long().argsort(stable=True, dim=1)  # the seen ones first
-        embedded = self.drop(self.embedding(source.gather(1, order)))
+        embedded = self.drop(looked_up(self.model, "source", self.embedding, source.gather(1, order)))
         packed = pack_padded_sequence(embedded, keep.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         states, last = self.network(packed)
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=source.shape[1])
@@ -190,7 +191,8 @@ class RecurrentDecoding(nn.Module, ABC):
     def _step(self, tokens: Tensor, state: State, name: str) -> tuple[Tensor, Tensor]:
         checks.tokens(type(self).__name__, name, tokens)
         checks.same_batch(type(self).__name__, name, tokens, state.rows)
-        return self.decode(self.drop(self.embedding(tokens)), state)
+        words = looked_up(type(self).__name__, name, self.embedding, tokens)
+        return self.decode(self.drop(words), state)
 
 
 class AttentiveDecoding(RecurrentDecoding):
