@@ -9,9 +9,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
+
+from recipes.training import one_cycle
+from regard.pretrained import Refused
 
 NOTHING = -100  # the label of what is not asked, such as padding
 
@@ -25,6 +27,8 @@ class Classifier(L.LightningModule):
 
     def __init__(self, model: nn.Module, classes: int, rate: float, decay: float = 0.01, smoothing: float = 0.1) -> None:
         super().__init__()
+        if classes < 2:
+            raise Refused("there is but one class: nothing to learn.")
         self.model, self.rate, self.decay, self.smoothing = model, rate, decay, smoothing
         self.accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=NOTHING)
 
@@ -62,6 +66,4 @@ class Classifier(L.LightningModule):
         # A learned query begins at 0, and its products are divided by √dim, 16 or so: at the others' rate it would stay there.
         groups = [{"params": others, "weight_decay": self.decay}, {"params": queries, "weight_decay": 0.0}][: 1 + bool(queries)]
         rates = [self.rate, 16 * self.rate][: len(groups)]
-        optimizer = torch.optim.AdamW(groups, lr=self.rate)
-        schedule = OneCycleLR(optimizer, rates, int(self.trainer.estimated_stepping_batches), pct_start=0.1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle(torch.optim.AdamW(groups, lr=self.rate), rates, self.trainer)

@@ -71,7 +71,10 @@ class Sentences:
 
     def __init__(self, examples: Sequence[Example], intents: Sequence[str], tokenizer: Tokenizer) -> None:
         self.tokens = [torch.tensor(found.ids) for found in tokenizer.encode_batch([text for text, _ in examples])]
-        self.intents = torch.tensor([intents.index(intent) for _, intent in examples])
+        number = {intent: n for n, intent in enumerate(intents)}
+        if unknown := sorted({intent for _, intent in examples if intent not in number}):
+            raise Refused(f"there is nothing to learn {unknown[0]!r} from: no training example is of it.")
+        self.intents = torch.tensor([number[intent] for _, intent in examples])
         self.lengths = [len(tokens) for tokens in self.tokens]
 
     def __len__(self) -> int:
@@ -84,11 +87,22 @@ class Sentences:
 
 def clinc150(files: Set) -> list[list[Example]]:
     """Training, validation and test examples, those out of scope last."""
+    name = "data_full.json"
     try:
-        parts = json.loads("\n".join(files.lines("data_full.json")))
+        parts = json.loads("\n".join(files.lines(name)))
     except json.JSONDecodeError as error:
-        raise Refused(f"{str(files.file('data_full.json'))!r}, line {error.lineno}: {error.msg}.") from error
-    return [[(text, intent) for text, intent in [*parts[part], *parts[f"oos_{part}"]]] for part in ("train", "val", "test")]
+        raise Refused(f"{str(files.file(name))!r}, line {error.lineno}: {error.msg}.") from error
+    names = [side + part for part in ("train", "val", "test") for side in ("", "oos_")]
+    if not isinstance(parts, dict) or not all(isinstance(parts.get(part), list) for part in names):
+        raise Refused(f"{str(files.file(name))!r} has not the lists {', '.join(names)}.")
+
+    def example(told: Any) -> Example:
+        if not isinstance(told, list) or len(told) != 2 or not all(isinstance(x, str) and x.strip() for x in told):
+            raise ValueError("not a sentence and an intent")
+        return told[0], told[1]
+
+    read = [list(files.parsed(name, enumerate(parts[part], 1), example, f"{part} example")) for part in names]
+    return [read[n] + read[n + 1] for n in (0, 2, 4)]
 
 
 def banking77(files: Set) -> list[list[Example]]:
@@ -153,7 +167,7 @@ def main(
         return
 
     found = [intents[n] for n in module.answers(in_order(asked))]
-    results.write(run, name, scores(found, test) | linear([*train, *val], test), minutes)
+    results.write(run, name, scores(found, test) | linear(train, test), minutes)
     rows = []
     for n in range(0, len(test), max(1, len(test) // 10)):
         tokens, lengths, _ = asked[[n]]

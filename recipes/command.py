@@ -57,7 +57,8 @@ def command(main: Callable[..., Any]) -> None:
         except Refused as refused:
             stopped(str(refused))
         except OSError as error:
-            stopped(f"{error.filename!r}: {error.strerror}." if error.filename and error.strerror else str(error))
+            where = f"{error.filename!r}" if error.filename else f"where runs are written, {str(run.out or HERE / 'runs')!r}"
+            stopped(f"{where}: {error.strerror}." if error.strerror else str(error))
 
     told.__signature__ = inspect.Signature([p.replace(kind=KEYWORD) for p in own] + shared)  # type: ignore[attr-defined]
     told.__doc__ = inspect.getmodule(main).__doc__

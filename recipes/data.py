@@ -90,21 +90,23 @@ class Set:
                 raise Refused(f"{str(path)!r}, line {number}: not UTF-8 (byte {error.start}).") from error
         return lines
 
-    def parsed(self, name: str, numbered: Iterable[tuple[int, S]], parse: Callable[[S], T | None]) -> Iterator[T]:
+    def parsed(
+        self, name: str, numbered: Iterable[tuple[int, S]], parse: Callable[[S], T | None], unit: str = "line"
+    ) -> Iterator[T]:
         """What `parse` makes of numbered lines; the ones for which it raises ValueError stop, or are counted and left out."""
         wrong: list[str] = []
         for number, line in numbered:
             try:
                 made = parse(line)
             except ValueError as error:
-                wrong.append(f"{str(self.file(name))!r}, line {number}: {error}")
+                wrong.append(f"{str(self.file(name))!r}, {unit} {number}: {error}")
                 continue
             if made is not None:
                 yield made
         if wrong and not self.skip_malformed:
-            raise Refused(f"{wrong[0]}. Lines like this: {len(wrong)}; --skip-malformed leaves them out.")
+            raise Refused(f"{wrong[0]}. {unit.capitalize()}s like this: {len(wrong)}; --skip-malformed leaves them out.")
         if wrong:
-            print(f"{wrong[0]}. Left out: {len(wrong)} {'line' if len(wrong) == 1 else 'lines'}.")
+            print(f"{wrong[0]}. Left out: {len(wrong)} {unit if len(wrong) == 1 else unit + 's'}.")
 
 
 def find(run: Run, name: str) -> Set:

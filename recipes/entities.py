@@ -23,7 +23,6 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
 
 from recipes import results
 from recipes.classifier import NOTHING, Classifier
@@ -31,7 +30,7 @@ from recipes.command import Run, command
 from recipes.data import Set, find
 from recipes.pictures import shaded
 from recipes.text import UNKNOWN, minilm, trained
-from recipes.training import Batches, fit, in_order, loader, trainer
+from recipes.training import Batches, fit, in_order, loader, one_cycle, trainer
 from regard.masks import padding
 from regard.nn import Bert, TextEncoder, TokenClassifier, rotary
 from regard.pretrained import Refused
@@ -104,8 +103,7 @@ class Entities(Classifier):
         below = [p for p in model.body.parameters() if p.requires_grad]
         rates = [self.rate, self.rate * (10 if self.body == "minilm" else 1)]
         optimizer = AdamW([{"params": p} for p in (below, list(model.output.parameters()))], weight_decay=self.decay)
-        schedule = OneCycleLR(optimizer, rates, int(self.trainer.estimated_stepping_batches), pct_start=0.1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle(optimizer, rates, self.trainer)
 
 
 class Tokens:
@@ -284,7 +282,8 @@ def looks(module: Entities, asked: Tokens, found: list[list[str]]) -> Iterator[t
         *given, _ = asked[[n]]
         A = module(*given, return_attention=True)[1][-1]
         words = [at for at, word in enumerate(read.word_ids) if word is not None]
-        yield found[n][first], [read.tokens[at] for at in words], A[0, :, read.word_ids.index(first)].mean(0)[words]
+        title = f"{asked.sentences[n][0][first][:24]}: {found[n][first]}"
+        yield title, [read.tokens[at] for at in words], A[0, :, read.word_ids.index(first)].mean(0)[words]
 
 
 if __name__ == "__main__":

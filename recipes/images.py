@@ -87,7 +87,11 @@ def idx(files: Set, name: str) -> Tensor:
 
 def read(files: Set, part: str) -> tuple[Tensor, Tensor]:
     """Pictures and kinds of a part."""
-    return idx(files, f"{part}-images-idx3-ubyte.gz"), idx(files, f"{part}-labels-idx1-ubyte.gz").long()
+    pictures, kinds = idx(files, f"{part}-images-idx3-ubyte.gz"), idx(files, f"{part}-labels-idx1-ubyte.gz").long()
+    if pictures.shape != (len(kinds), 28, 28) or kinds.ndim != 1 or int(kinds.max()) >= len(KINDS):
+        place = str(files.file(f"{part}-images-idx3-ubyte.gz"))
+        raise Refused(f"{place!r} and the labels beside it are no pictures of 28 × 28 and as many numbers below {len(KINDS)}.")
+    return pictures, kinds
 
 
 def main(run: Run) -> None:
@@ -114,7 +118,8 @@ def main(run: Run) -> None:
     encoder: Any = module.model.body
     weights = encoder.on_grid(module(x, return_attention=True)[1].body[-1][:, :, 0].mean(1))  # of the class token, all heads
     over = F.interpolate(weights[:, None], x.shape[-2:], mode="bilinear")[:, 0]
-    overlays(run.results(name) / f"{name}.png", asked.pictures[shown], over, [KINDS[n] for n in found[shown]])
+    titles = [KINDS[n] + ("" if n == kind else " ✗") for n, kind in zip(found[shown], asked.kinds[shown], strict=True)]
+    overlays(run.results(name) / f"{name}.png", asked.pictures[shown], over, titles)
 
 
 if __name__ == "__main__":

@@ -163,6 +163,8 @@ def main(run: Run) -> None:
     model, dims = module.model, {key: module.hparams[key] for key in ("vocabulary", "dim", "heads", "layers")}
     clocked = [Language(**dims, iterations=1).model, Plain(**dims)]
     ours, plain = seconds_per_step(clocked, known[list(range(BATCH))], 5 if run.smoke else 100)
+    scores = {"validation loss": loss, "time per step / plain": ours / plain}
+    results.write(run, name, scores, minutes, milliseconds_per_step={"regard": ours * 1e3, "plain": plain * 1e3})
     model.eval().mask = causal & window(CONTEXT - 1, 0)  # beyond its context it goes on with what it was trained on
     line = torch.tensor([[number[character] for character in LINE]])
     written = sample(model, line[:, :6], limit=300, temperature=0.8, generator=torch.Generator().manual_seed(run.seed))
@@ -171,8 +173,6 @@ def main(run: Run) -> None:
     shown = [repr(character)[1:-1] for character in LINE]
     titles = [f"last layer, head {n}" for n in range(len(attention))]
     heatmaps(run.results(name) / f"{name}.png", attention, titles, shown, shown)
-    scores = {"validation loss": loss, "time per step / plain": ours / plain}
-    results.write(run, name, scores, minutes, milliseconds_per_step={"regard": ours * 1e3, "plain": plain * 1e3})
 
 
 if __name__ == "__main__":

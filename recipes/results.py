@@ -58,8 +58,9 @@ def commit() -> str:
     return said.stdout.strip() or f"regard {regard.__version__}"
 
 
-def table(folder: Path = HERE / "results") -> str:
+def table() -> str:
     """The table of all result files, with published figures beside them, and below it their pictures."""
+    folder = HERE / "results"
     published: dict[str, dict[str, str]] = json.loads((HERE / "published.json").read_text())
     rows = ["| recipe | score | ours | published | minutes | machine | commit, seed |", "|---|---|---:|---|---:|---|---|"]
     for name, figures in published.items():

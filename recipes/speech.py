@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import wave
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,26 +110,29 @@ def silenced(x: Tensor, chance: torch.Generator, most: int) -> Tensor:
 def recordings(files: Set) -> list[Recording]:
     """All recordings, digit_speaker_index.wav in a zip file, as spectra of mean 0 and deviation 1."""
 
-    def recording(named: tuple[str, bytes]) -> Recording:
-        name, content = named
-        digit, speaker, index = name.rsplit("/", 1)[-1].removesuffix(".wav").split("_")
+    def recording(name: str) -> Recording:
+        named = re.fullmatch(r"(\d)_(\w+)_(\d+)\.wav", name.rsplit("/", 1)[-1])
+        if named is None:
+            raise ValueError(f"{name} is not named digit_speaker_index.wav")
         try:
-            with wave.open(io.BytesIO(content)) as sound:
+            with wave.open(io.BytesIO(archive.read(name))) as sound:
                 told = (sound.getframerate(), sound.getsampwidth(), sound.getnchannels())
                 samples = torch.frombuffer(bytearray(sound.readframes(sound.getnframes())), dtype=torch.int16)
-        except (wave.Error, EOFError, ValueError) as error:
+        except (wave.Error, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{name} is no WAV file ({error})") from error
         if told != (RATE, 2, 1) or not len(samples):
             raise ValueError(f"{name} has {told[0]} samples a second of {told[1]} bytes, {told[2]} channels; not 8000, 2, 1")
+        if not samples.any():
+            raise ValueError(f"{name} is silent")
         frames = log_mel(samples.float() / 2**15, RATE, mels=MELS)
-        return Recording((frames - frames.mean()) / frames.std(), int(digit), speaker, int(index))
+        return Recording((frames - frames.mean()) / frames.std(), int(named[1]), named[2], int(named[3]))
 
     path = files.file("recordings.zip")
     if not zipfile.is_zipfile(path):
         raise Refused(f"{str(path)!r} is no whole zip file: download it again.")
     with zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".wav"))
-        return list(files.parsed("recordings.zip", enumerate(((name, archive.read(name)) for name in names), 1), recording))
+        return list(files.parsed("recordings.zip", enumerate(names, 1), recording, "recording"))
 
 
 def learned(run: Run, name: str, train: Sequence[Recording], test: Sequence[Recording]) -> tuple[float, float, Speech]:

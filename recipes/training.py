@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Sampler
 
 from recipes.command import Run
@@ -126,6 +127,14 @@ def trainer(
         enable_model_summary=False,
         **settings,
     )
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, rates: float | list[float], trainer: L.Trainer) -> dict[str, Any]:
+    """The optimiser, and the rates' way: up in the first tenth of all steps, and down again (Smith and Topin 2019)."""
+    steps = max(2, int(trainer.estimated_stepping_batches))
+    up = max(0.1, 1.5 / steps)  # PyTorch divides by 0 where the way up is a single step
+    schedule = OneCycleLR(optimizer, rates, steps, pct_start=up)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def fit(run: Run, trainer: L.Trainer, model: L.LightningModule, train: Any, val: Any) -> float:

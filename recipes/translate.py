@@ -24,14 +24,13 @@ from sacrebleu.metrics.bleu import BLEU
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.optim.lr_scheduler import OneCycleLR
 
 from recipes import results
 from recipes.command import Run, command
 from recipes.data import Set, find
 from recipes.pictures import curves, heatmaps
 from recipes.text import trained
-from recipes.training import Batches, fit, in_order, loader, read, trainer
+from recipes.training import Batches, fit, in_order, loader, one_cycle, read, trainer
 from regard.masks import padding
 from regard.nn import BahdanauSequenceToSequence, RecurrentSequenceToSequence, SequenceToSequence, beam_search, sinusoidal
 from regard.pretrained import Refused
@@ -87,8 +86,7 @@ class Translation(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.rate, betas=(0.9, 0.98))
-        schedule = OneCycleLR(optimizer, self.rate, int(self.trainer.estimated_stepping_batches), pct_start=0.1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle(optimizer, self.rate, self.trainer)
 
 
 class Pairs:
