@@ -197,28 +197,30 @@ class SelfAttention(AttentionLayer):
         layer = type(self).__name__
         checks.embeddings(layer, "x", x, self.dim)
         checks.mask(layer, "mask", mask)
-        query, key, value = self._projected(x)
         checks.position(layer, position)
         position = self.position if position is None else position
-        if position is not None:
-            start = 0 if cache is None else cache.length
-            query, key = position.turn(query, start), position.turn(key, start)
+        query, key, value = self._projected(x, position, 0 if cache is None else cache.length)
         if cache is not None:
             key, value = cache.append(key, value)
         bias = None if position is None else position.bias()
         return self._attended(query, key, value, mask, bias, return_attention)
 
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (batch, heads, n, dim)."""
+    def _projected(self, x: Tensor, position: Position | None, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (batch, heads, n, dim), of tokens that stand at start, start + 1, …"""
         if self.in_proj_weight is None:
             checks.divides(type(self).__name__, x.shape[-1], self.heads)
             x = self._by_heads(x, self.heads)
-            return x, x, x
-        query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).split(self.sizes, -1)
-        query, key, value = (
-            self._by_heads(t, heads) for t, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
-        )
-        return *self._normed(query, key), value
+            query = x if position is None else position.turn(x, start)
+            return query, query, x
+        made = self._by_heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.heads + 2 * self.kv_heads)
+        both, value = made.split((self.heads + self.kv_heads, self.kv_heads), -3)
+        together = position is not None and position.together and self.query_norm is None
+        if position is not None and together:
+            both = position.turn(both, start)
+        query, key = self._normed(*both.split((self.heads, self.kv_heads), -3))
+        if position is not None and not together:
+            query, key = position.turn(query, start), position.turn(key, start)
+        return query, key, value
 
 
 class CrossAttention(AttentionLayer):

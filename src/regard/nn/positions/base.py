@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from regard.biases import Bias
@@ -16,6 +18,8 @@ class Position(nn.Module):
     >>> FromTheEnd()(torch.zeros(1, 3, 1)).flatten().tolist()
     [2.0, 1.0, 0.0]
     """
+
+    together: ClassVar[bool] = False  #: whether it turns all heads alike, so that queries and keys may come as one tensor
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         """Embeddings (batch, n, dim) at the entry, of tokens that stand at offset, offset + 1, …"""

@@ -13,6 +13,8 @@ from regard.nn.positions.scalings import Scaling
 class Rotary(Position):
     """Made by `rotary`."""
 
+    together = True
+
     def __init__(
         self,
         base: float = 10_000.0,
@@ -36,14 +38,14 @@ class Rotary(Position):
         part = x[..., :dims]
         if self.interleaved:
             a, b = part[..., 0::2], part[..., 1::2]
-            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+            turned = torch.stack(_rotated(a, b, cos, sin), -1).flatten(-2)
         else:
             a, b = part.chunk(2, -1)
-            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+            turned = torch.cat(_rotated(a, b, cos, sin), -1)
         return turned if dims == width else torch.cat((turned, x[..., dims:]), -1)
 
     def _known(self, x: Tensor, offset: int, n: int, dims: int) -> tuple[Tensor, Tensor]:
-        """The waves for x; kept until others are asked for, because each layer of a stack asks for the same ones, twice."""
+        """The waves for x; kept until others are asked for, because each layer of a stack asks for the same ones."""
         if torch.compiler.is_compiling() or type(x) is not Tensor:  # what is traced must not be kept
             return self._waves(x, offset, n, dims)
         told = (offset, n, dims, x.device, x.dtype, self.base, self.grid, self.scaling, torch.is_inference_mode_enabled())
@@ -76,6 +78,11 @@ class Rotary(Position):
         given = {"dims": self.dims, "scaling": self.scaling, "grid": self.grid}
         said = [f"{name}={value}" for name, value in given.items() if value is not None]
         return ", ".join([f"base={self.base:g}", *said, *(["interleaved=True"] if self.interleaved else [])])
+
+
+def _rotated(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """(a cos - b sin, b cos + a sin)."""
+    return torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
 
 
 def rotary(
