@@ -18,6 +18,11 @@ from regard.pretrained import Refused
 NOTHING = -100  # the label of what is not asked, such as padding
 
 
+def shape(dim: int) -> dict[str, Any]:
+    """Of all layers that learn from scratch here."""
+    return {"hidden": 2 * dim, "activation": "gelu", "norm_first": True}
+
+
 class Classifier(L.LightningModule):
     """A model of which class each example, or each token, is of, and its optimiser.
 

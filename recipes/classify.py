@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from recipes import results
-from recipes.classifier import Classifier
+from recipes.classifier import Classifier, shape
 from recipes.command import Run, command
 from recipes.data import Set, find
 from recipes.pictures import shaded
@@ -52,14 +52,7 @@ class Intents(Classifier):
         if body == "minilm":
             encoder = Bert.from_pretrained().train()
         else:
-            options: dict[str, Any] = {
-                "position": sinusoidal(),
-                "hidden": 2 * dim,
-                "activation": "gelu",
-                "norm_first": True,
-                "dropout": dropout,
-            }
-            encoder = TextEncoder(vocabulary, dim, 4, 2, **options)
+            encoder = TextEncoder(vocabulary, dim, 4, 2, position=sinusoidal(), dropout=dropout, **shape(dim))
         super().__init__(SequenceClassifier(encoder, dim, classes, "attention", dropout), classes, rate, decay)
         self.save_hyperparameters()
 

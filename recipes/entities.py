@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW
 
 from recipes import results
-from recipes.classifier import NOTHING, Classifier
+from recipes.classifier import NOTHING, Classifier, shape
 from recipes.command import Run, command
 from recipes.data import Set, find
 from recipes.pictures import shaded
@@ -61,14 +61,7 @@ class Entities(Classifier):
             written = encoder.segments.weight.detach()[:1].repeat(WAYS, 1)  # all ways begin as MiniLM's only segment
             encoder.segments = torch.nn.Embedding.from_pretrained(written, freeze=False)
         else:
-            options: dict[str, Any] = {
-                "position": rotary(),
-                "hidden": 2 * dim,
-                "activation": "gelu",
-                "norm_first": True,
-                "dropout": dropout,
-            }
-            encoder = TextEncoder(vocabulary, dim, 4, 3, **options)
+            encoder = TextEncoder(vocabulary, dim, 4, 3, position=rotary(), dropout=dropout, **shape(dim))
         super().__init__(TokenClassifier(encoder, dim, len(tags), dropout), len(tags), rate)
         self.save_hyperparameters()
         self.body, self.tags = body, tags

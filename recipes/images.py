@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes import results
-from recipes.classifier import Classifier
+from recipes.classifier import Classifier, shape
 from recipes.command import Run, command
 from recipes.data import Set, find
 from recipes.pictures import overlays
@@ -35,8 +35,7 @@ class Images(Classifier):
     """Convolutions and a Vision Transformer, whose class token decides."""
 
     def __init__(self, dim: int, layers: int, rate: float) -> None:
-        options: dict[str, Any] = {"hidden": 2 * dim, "activation": "gelu", "norm_first": True}
-        encoder = ImageEncoder(7, 1, dim, dim, 4, layers, **options)
+        encoder = ImageEncoder(7, 1, dim, dim, 4, layers, **shape(dim))
         super().__init__(SequenceClassifier(encoder, dim, len(KINDS)), len(KINDS), rate, decay=0.05)
         self.save_hyperparameters()
         self.stem = nn.Sequential(halved(1, dim // 2), halved(dim // 2, dim))

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from recipes import results
-from recipes.classifier import Classifier
+from recipes.classifier import Classifier, shape
 from recipes.command import Run, command
 from recipes.data import Set, find
 from recipes.pictures import spectra
@@ -52,14 +52,8 @@ class Speech(Classifier):
     """An audio encoder, pooled by a learned query."""
 
     def __init__(self, dim: int, layers: int, dropout: float, rate: float) -> None:
-        options: dict[str, Any] = {
-            "position": sinusoidal(),
-            "hidden": 2 * dim,
-            "activation": "gelu",
-            "norm_first": True,
-            "dropout": dropout,
-        }
-        encoder = AudioEncoder(MELS, dim, 4, layers, strides=(2, 2), **options)
+        told: dict[str, Any] = {"position": sinusoidal(), "dropout": dropout, **shape(dim)}
+        encoder = AudioEncoder(MELS, dim, 4, layers, strides=(2, 2), **told)
         super().__init__(SequenceClassifier(encoder, dim, 10, "attention", dropout), 10, rate, decay=0.05)
         self.save_hyperparameters()
 

@@ -6,6 +6,7 @@ hypothesis draws the same examples each time; HYPOTHESIS_PROFILE=long draws ten 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from types import FunctionType
@@ -44,3 +45,11 @@ def as_users_have_it() -> Iterator[None]:
                 if isinstance(found, FunctionType | property | staticmethod) and name != "__name__":
                     patch.setattr(owner, name, bare(found))
         yield
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Lightning leaves Ctrl-C without effect once it has met one."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)

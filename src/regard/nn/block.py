@@ -73,12 +73,12 @@ class gated:
 Activation = Function | gated
 
 
-def looked_up(model: str, name: str, table: nn.Embedding, numbers: Tensor) -> Tensor:
+def looked_up(model: str, name: str, table: nn.Embedding | Tensor, numbers: Tensor) -> Tensor:
     """Rows of a table; numbers beyond it are named."""
     try:
-        rows: Tensor = table(numbers)
+        rows: Tensor = F.embedding(numbers, table) if isinstance(table, Tensor) else table(numbers)
     except IndexError:
-        checks.beyond(model, name, numbers, table.num_embeddings)
+        checks.beyond(model, name, numbers, len(table if isinstance(table, Tensor) else table.weight))
     return rows
 
 

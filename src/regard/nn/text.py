@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from regard.masks import Mask, causal, padding
 from regard.nn import checks
-from regard.nn.block import parted
+from regard.nn.block import looked_up, parted
 from regard.nn.cache import Cache
 from regard.nn.encoder import Encoder
 from regard.nn.pooling import there
@@ -71,10 +71,7 @@ class TokenEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, n) → (batch, n, dim)."""
         checks.tokens("TokenEmbedding", "tokens", tokens)
-        try:
-            x = F.embedding(tokens, self.weight)
-        except IndexError:
-            checks.beyond("TokenEmbedding", "tokens", tokens, self.vocabulary)
+        x = looked_up("TokenEmbedding", "tokens", self.weight, tokens)
         return self.dropout(x * math.sqrt(self.dim))
 
     def logits(self, y: Tensor) -> Tensor:
