@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -23,8 +24,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)  # the problems are small: a second thread costs more than it brings
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The shapes in signatures are checked where a test asks for it; all others run what users run."""
+    jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("shapes") is None)
+
+
 def bare(found: Any) -> Any:
-    """A function without the checks of shapes that the test runner has put around it."""
+    """A function without the checks of shapes that the test runner can put around it."""
     if isinstance(found, property):
         return property(bare(found.fget))
     if isinstance(found, staticmethod):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -858,15 +857,6 @@ SENTENCES = [
 ]
 
 ROWS = [*SENTENCES, *GRAPHS, *ATTACKS, *ALGEBRA, *READOUTS, *CALL, *MASKS, *PACKED, *BIASES_AND_SCORES, *QUESTIONS, *TENSORS]
-
-
-@pytest.fixture(autouse=True)
-def as_users_call_it():
-    """Without the shape checks that only the test runner puts in front of the package's own."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize(("kind", "call", "fragments"), ROWS)

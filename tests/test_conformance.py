@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import regard
-from regard import biases, scores
+from regard import biases, products, scores
 from regard.backends.reference import Reference, dense
 from regard.backends.tiled import Tiled
 from regard.dropout import Dropout
@@ -32,6 +33,7 @@ def draws(count: int) -> int:
 BACKENDS = {"tiled": Tiled(), "tiled, small tiles": SMALL}
 
 
+@pytest.mark.shapes
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 @settings(max_examples=draws(100))
 @given(case=cases())
@@ -50,6 +52,14 @@ def test_thousands_of_calls(dtype, data):
     check(SMALL, case, [questions[data.draw(st.integers(0, len(questions) - 1))]])
 
 
+@pytest.mark.shapes
+def test_shapes_in_signatures_are_checked():
+    """The marker does something."""
+    with pytest.raises(jaxtyping.TypeCheckError, match="columns"):
+        products.dots(torch.zeros(1, 1, 2, 3), torch.zeros(1, 2, 3))
+
+
+@pytest.mark.shapes
 @pytest.mark.parametrize("empty", ["batch", "heads", "queries", "keys"])
 @pytest.mark.parametrize("mask", [full, causal, padding([2])], ids=str)
 def test_zero_sizes(empty, mask):

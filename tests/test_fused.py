@@ -48,6 +48,7 @@ def fusible(draw):
     return replace(case, mask=mask, offset=offset, score=score, bias=None, softcap=None, drop=None)
 
 
+@pytest.mark.shapes
 @settings(max_examples=250)
 @given(case=fusible())
 def test_what_is_chosen_meets_the_reference(case):
@@ -55,6 +56,7 @@ def test_what_is_chosen_meets_the_reference(case):
     check(None, case)
 
 
+@pytest.mark.shapes
 @settings(max_examples=100)
 @given(case=cases(most=12))
 def test_what_is_chosen_meets_the_reference_on_everything_else(case):

@@ -26,6 +26,7 @@ def qk(*shape: int, keys: int, dtype: torch.dtype = torch.float32) -> tuple[torc
     return torch.randn(*lead, queries, dim, dtype=dtype), torch.randn(*lead, keys, dim, dtype=dtype)
 
 
+@pytest.mark.shapes
 @settings(max_examples=40)
 @given(case=cases(), picked=st.integers(0, 7))
 def test_each_alone_meets_the_reference(case: Case, picked: int):
