@@ -3,8 +3,8 @@
     python -m recipes.classify [--model scratch|minilm] [--task clinc150|banking77] [--data DIR] [--smoke] [--resume]
 
 scratch is a Transformer of two layers that has read nothing but the training sentences, minilm the packaged MiniLM fine-tuned.
-Both pool their tokens by a learned query, whose weights are the words that a decision attends to. The TF-IDF linear SVM is
-trained in the same run.
+Both pool their tokens by a learned query. The words that a decision attends to are those that this query weighs; of MiniLM,
+those that the tokens so weighed attend to in the last layer, mean of the heads. The TF-IDF linear SVM is trained in the same run.
 Hardware: 2 cores. Minutes: scratch 10 to 20, minilm 27. To expect on clinc150, accuracy in scope: scratch 91.4, minilm 96.0,
 SVM 92.7.
 Published: linear SVM 91.0, CNN 91.2, BERT 96.9 (Larson et al. 2019, "An Evaluation Dataset for Intent Classification and
@@ -165,8 +165,11 @@ def main(
     rows = []
     for n in range(0, len(test), max(1, len(test) // 10)):
         tokens, lengths, _ = asked[[n]]
-        A = module(tokens, lengths, return_attention=True)[1].pool
-        rows.append((f"{found[n]}{'' if found[n] == test[n][1] else ' ✗'}", pieces(tokenizer, test[n][0]), A[0].mean(0)[0]))
+        attention = module(tokens, lengths, return_attention=True)[1]
+        weights = attention.pool[0].mean(0)[0]  # of each token, over the heads
+        if model == "minilm":  # which gathers in every token before it pools them evenly: what they gathered from
+            weights = (attention.body[-1][0].mT @ weights[:, None]).mean(0)[:, 0]
+        rows.append((f"{found[n]}{'' if found[n] == test[n][1] else ' ✗'}", pieces(tokenizer, test[n][0]), weights))
     shaded(run.results(name) / f"{name}.png", rows)
 
 
