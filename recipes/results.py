@@ -49,7 +49,8 @@ def machine() -> str:
     names = [
         line.split(":")[1].strip() for line in (info.read_text().splitlines() if info.is_file() else ()) if "model name" in line
     ]
-    return f"{len(os.sched_getaffinity(0))} cores, {names[0] if names else platform.processor()}"
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} core{'s' * (cores > 1)}, {names[0] if names else platform.processor()}"
 
 
 def commit() -> str:
