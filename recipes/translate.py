@@ -5,9 +5,9 @@
 
 Multi30k, 29,000 captions of photographs, whose licence is for non-commercial research: nothing of it is kept here. One
 vocabulary of 6,000 subwords for both languages; a beam of five.
-Hardware: 2 cores. Minutes: recurrent , bahdanau , transformer . To expect, BLEU of lower-cased tokens on test2016:
-recurrent , bahdanau , transformer . Published, of whole words: 20.6, 28.3, 36.5
-(github.com/bentrevett/pytorch-seq2seq).
+Hardware: 2 cores. Minutes: recurrent 38 on one core, bahdanau 48, transformer 47. To expect, BLEU of lower-cased tokens on
+test2016: recurrent 19.4, bahdanau 37.5, transformer 38.9; of the longest third of the sentences 16.8, 36.2, 37.1. Published, of
+whole words and without a beam: 20.6, 28.3, 36.5 (github.com/bentrevett/pytorch-seq2seq).
 """
 
 from __future__ import annotations
