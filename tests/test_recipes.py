@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -211,6 +212,23 @@ def test_the_table_equals_the_files() -> None:
     published = json.loads((ROOT / "recipes" / "published.json").read_text())
     assert {file.stem for file in (ROOT / "recipes" / "results").glob("*.json")} <= set(published)
     assert set(RECIPES) <= set(published)
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        *(("README.md", f"translate-{kind}") for kind in ("recurrent", "bahdanau", "transformer")),
+        *(
+            (f"recipes/{file.stem.split('-')[0]}.py", file.stem)
+            for file in sorted((ROOT / "recipes" / "results").glob("*.json"))
+        ),
+    ],
+)
+def test_what_is_to_be_expected_is_what_was_found(page: str, name: str) -> None:
+    """The first score of every run stands in the README or at the head of its recipe."""
+    score = next(iter(json.loads((ROOT / "recipes" / "results" / f"{name}.json").read_text())["scores"].values()))
+    text = (ROOT / page).read_text().split('"""')[-1 if page.endswith(".md") else 1]
+    assert re.search(rf"\b({score:.1f}|{score:.2f})\b", text), score
 
 
 def test_the_table_is_made_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
