@@ -2,9 +2,9 @@
 
     python -m recipes.images [--data DIR] [--smoke] [--resume]
 
-Two convolutions make a grid of 7 × 7 patches (Xiao et al. 2021, "Early Convolutions Help Transformers See Better"), of
-96 dims, then 4 layers of 4 heads; pictures are mirrored and moved by up to two pixels in training.
-Hardware: 2 cores. Minutes: . To expect: accuracy .
+Three convolutions make a grid of 7 × 7 patches (Xiao et al. 2021, "Early Convolutions Help Transformers See Better"), of
+96 dims, then 4 layers of 4 heads; pictures are mirrored and moved by up to a pixel in training.
+Hardware: 2 cores. Minutes: 33 on one core. To expect: accuracy 90.4 (with two convolutions).
 Published: small Vision Transformers 91.2 to 93.0 (github.com/s-chh/PyTorch-Scratch-Vision-Transformer-ViT), HOG and SVM 92.6.
 """
 
@@ -38,15 +38,16 @@ class Images(Classifier):
         encoder = ImageEncoder(7, 1, dim, dim, 4, layers, **shape(dim))
         super().__init__(SequenceClassifier(encoder, dim, len(KINDS)), len(KINDS), rate, decay=0.05)
         self.save_hyperparameters()
-        self.stem = nn.Sequential(halved(1, dim // 2), halved(dim // 2, dim))
+        widths = (1, dim // 3, 2 * dim // 3, dim)
+        self.stem = nn.Sequential(*(convolution(widths[n], widths[n + 1], (2, 1, 2)[n]) for n in range(3)))
 
     def forward(self, pictures: Tensor, **asked: Any) -> Any:
         return self.model(self.stem(pictures), **asked)
 
 
-def halved(channels: int, dim: int) -> nn.Sequential:
-    """A convolution that makes half as many rows and columns, of dim channels."""
-    return nn.Sequential(nn.Conv2d(channels, dim, 3, 2, 1), nn.BatchNorm2d(dim), nn.GELU())
+def convolution(channels: int, dim: int, step: int) -> nn.Sequential:
+    """3 × 3, with every step-th row and column, of dim channels."""
+    return nn.Sequential(nn.Conv2d(channels, dim, 3, step, 1), nn.BatchNorm2d(dim), nn.GELU())
 
 
 class Pictures:
@@ -63,8 +64,8 @@ class Pictures:
         if self.moved:
             chance = torch.Generator().manual_seed(sum(picked))  # that of the batch, which seed and epoch have drawn
             mirrored = torch.rand(len(x), 1, 1, 1, generator=chance) < 0.5
-            down, right = torch.randint(0, 5, (2, len(x), 1), generator=chance)
-            x = F.pad(torch.where(mirrored, x.flip(-1), x), (2, 2, 2, 2), value=-MEAN / DEVIATION)
+            down, right = torch.randint(0, 3, (2, len(x), 1), generator=chance)
+            x = F.pad(torch.where(mirrored, x.flip(-1), x), (1, 1, 1, 1), value=-MEAN / DEVIATION)
             rows, columns = down + torch.arange(28), right + torch.arange(28)
             x = x[torch.arange(len(x))[:, None, None], 0, rows[:, :, None], columns[:, None]][:, None]
         return x, self.kinds[picked]
