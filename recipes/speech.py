@@ -4,7 +4,7 @@
 
 3,000 recordings of six people. Seven trainings: on the official split (the first five recordings of each digit and speaker
 are the test), and, leaving each speaker out in turn, on five speakers, tested on the sixth, whom the model has never heard.
-Hardware: 2 cores. Minutes: . To expect: accuracy , of a speaker never heard .
+Hardware: 2 cores. Minutes: 21 on one core. To expect: accuracy 100.0, of speakers never heard 76.6 (61.8 to 90.2).
 Published, official split or random ones: CNNs 97 to 99.3.
 """
 
