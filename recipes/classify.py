@@ -7,7 +7,7 @@ Both pool their tokens by a learned query. The words that a decision attends to 
 those that the tokens so weighed attend to in the last layer, mean of the heads. The TF-IDF linear SVM is trained in the same
 run.
 Hardware: 2 cores. Minutes: scratch 10 to 20, minilm 27. To expect on clinc150, accuracy in scope: scratch 91.4, minilm 96.0,
-SVM 92.7.
+SVM 92.7; on banking77, in 8 minutes: scratch 89.4, SVM 91.2.
 Published: linear SVM 91.0, CNN 91.2, BERT 96.9 (Larson et al. 2019, "An Evaluation Dataset for Intent Classification and
 Out-of-Scope Prediction"); banking77: USE + ConveRT 93.4 (Casanueva et al. 2020).
 """
