@@ -271,10 +271,10 @@ def main(run: Run, task: Task = "ncbi_disease") -> None:
 def looks(module: Entities, asked: Tokens, found: list[list[str]]) -> Iterator[tuple[str, list[str], Tensor]]:
     """What the first word of the first name attends to in the last layer, separators left out, of each kind of name in turn."""
     turns: Counter[str] = Counter()
-    order = []
+    order, usual = [], sorted(asked.lengths)[len(asked) // 2]
     for n, tags in enumerate(found):
         first = next((w for w, tag in enumerate(tags) if tag != "O"), 0)
-        if asked.lengths[n] <= sorted(asked.lengths)[len(found) // 2]:  # the longer half is hard to look at
+        if asked.lengths[n] <= usual:  # the longer half is hard to look at
             order.append((tags[first] == "O", turns[tags[first]], n, first))
             turns[tags[first]] += 1
     for _, _, n, first in sorted(order)[:6]:

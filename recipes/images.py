@@ -38,8 +38,8 @@ class Images(Classifier):
         encoder = ImageEncoder(7, 1, dim, dim, 4, layers, **shape(dim))
         super().__init__(SequenceClassifier(encoder, dim, len(KINDS)), len(KINDS), rate, decay=0.05)
         self.save_hyperparameters()
-        widths = (1, dim // 3, 2 * dim // 3, dim)
-        self.stem = nn.Sequential(*(convolution(widths[n], widths[n + 1], (2, 1, 2)[n]) for n in range(3)))
+        one, two = dim // 3, 2 * dim // 3
+        self.stem = nn.Sequential(convolution(1, one, 2), convolution(one, two, 1), convolution(two, dim, 2))
 
     def forward(self, pictures: Tensor, **asked: Any) -> Any:
         return self.model(self.stem(pictures), **asked)
